@@ -1,0 +1,635 @@
+//! The laws of a lane: what each side may sign next.
+//!
+//! Owns: [`RenterLane`] and [`ProviderLane`], the two ends of one job's account, as pure state
+//! machines. Never: reads a clock, signs, sends or stores; times come in as arguments and bodies to
+//! sign go out. Called by `client` (countersigning) and `miner` (billing).
+//!
+//! ```text
+//! Running <──▶ Stalled (provider: more than a window is unpaid) ──▶ Closed (after the last meter is paid)
+//! ```
+//!
+//! The invariants, as numbered in SPEC.md: I2 monotone, I3 price, I4 provider's exposure,
+//! I5 the renter signs only what its own clock allows.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::id::Digest;
+use crate::limits::{CLOCK_DRIFT_PPM, METER_GRACE_MS};
+use crate::output::OutputChain;
+use crate::settle::{Contract, Meter, Receipt, Usage, Voucher};
+use crate::sign::Verified;
+use crate::unit::{GpuMillis, NanoCredit, run_within};
+
+/// Why a renter does not pay for a meter. Fault: provider.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MeterRefused {
+    /// It belongs to another lane or contract.
+    #[error("the meter is for another contract")]
+    WrongContract,
+    /// Its number is not the next one.
+    #[error("meter {got} came where {expected} was due")]
+    OutOfOrder {
+        /// The number due.
+        expected: u32,
+        /// The number that came.
+        got: u32,
+    },
+    /// Two different meters bear one number: proof of a lie.
+    #[error("two different meters bear the number {k}")]
+    Equivocation {
+        /// The number.
+        k: u32,
+    },
+    /// Time or tokens fell.
+    #[error("the meter counts less than the one before")]
+    Backwards,
+    /// A meter followed the last one.
+    #[error("a meter came after the last one")]
+    AfterLast,
+    /// More time than has passed on our own clock.
+    #[error("the provider claims {claimed_ms} ms of work; at most {allowed_ms} ms can have passed")]
+    TooFast {
+        /// What it claims, in milliseconds.
+        claimed_ms: u64,
+        /// What our clock allows, in milliseconds.
+        allowed_ms: u64,
+    },
+    /// More time or money than the contract allows.
+    #[error("the meter goes past the contract's limit")]
+    OverLimit,
+    /// It stands for tokens that were not delivered.
+    #[error("the meter counts {claimed} tokens; {received} were delivered")]
+    NotDelivered {
+        /// Tokens it counts.
+        claimed: u32,
+        /// Tokens that came.
+        received: u32,
+    },
+    /// It stands for other tokens than those delivered.
+    #[error("the meter commits to other tokens than those delivered")]
+    WrongCommitment,
+}
+
+/// The renter's end.
+#[derive(Debug)]
+pub struct RenterLane {
+    contract: Contract,
+    contract_digest: Digest,
+    chain: OutputChain,
+    /// Tokens delivered after those in `chain`.
+    pending: Vec<u32>,
+    last: Option<(Digest, Voucher)>,
+    /// Digest of the last voucher, once signed.
+    head: Digest,
+    ended: bool,
+}
+
+impl RenterLane {
+    /// The renter's end of the lane that `contract` opened.
+    #[must_use]
+    pub fn new(contract: &Verified<Contract>) -> Self {
+        let digest = contract.digest();
+        Self {
+            contract: contract.body().clone(),
+            contract_digest: digest,
+            chain: OutputChain::new(digest),
+            pending: Vec::new(),
+            last: None,
+            head: digest,
+            ended: false,
+        }
+    }
+
+    /// Notes tokens that were delivered.
+    pub fn delivered(&mut self, tokens: &[u32]) {
+        self.pending.extend_from_slice(tokens);
+    }
+
+    /// Tokens delivered so far.
+    #[must_use]
+    pub fn received(&self) -> u32 {
+        self.chain.tokens().saturating_add(u32::try_from(self.pending.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The voucher that pays for `meter`, if it may be paid: `elapsed` is our own monotonic time
+    /// since the contract was sent, `rtt` a round trip to the provider. The same meter twice gives
+    /// the same voucher twice.
+    ///
+    /// # Errors
+    /// The first law that the meter breaks; nothing changes then.
+    pub fn pay(
+        &mut self,
+        meter: &Verified<Meter>,
+        elapsed: Duration,
+        rtt: Duration,
+    ) -> Result<Voucher, MeterRefused> {
+        let body = meter.body();
+        if let Some((digest, voucher)) = &self.last
+            && voucher.k == body.k
+        {
+            let same = *digest == meter.digest();
+            return if same { Ok(voucher.clone()) } else { Err(MeterRefused::Equivocation { k: body.k }) };
+        }
+        self.check(body, elapsed, rtt)?;
+        let chain = self.chain_to(body)?;
+        let voucher = Voucher {
+            lane: self.contract.lane,
+            k: body.k,
+            usage: body.usage,
+            amount: body.usage.amount(&self.contract.terms),
+            meter: meter.digest(),
+            previous: self.head,
+        };
+        let taken = usize::try_from(chain.tokens() - self.chain.tokens()).unwrap_or(usize::MAX);
+        self.pending.drain(..taken.min(self.pending.len()));
+        self.chain = chain;
+        self.ended = body.last;
+        self.last = Some((meter.digest(), voucher.clone()));
+        Ok(voucher)
+    }
+
+    /// Notes that the voucher was signed: the next one links to it.
+    pub fn signed(&mut self, voucher: &Verified<Voucher>) {
+        self.head = voucher.digest();
+    }
+
+    fn check(&self, meter: &Meter, elapsed: Duration, rtt: Duration) -> Result<(), MeterRefused> {
+        if meter.lane != self.contract.lane || meter.contract != self.contract_digest {
+            return Err(MeterRefused::WrongContract);
+        }
+        if self.ended {
+            return Err(MeterRefused::AfterLast);
+        }
+        let expected = self.vouchers() + 1;
+        if meter.k != expected {
+            return Err(MeterRefused::OutOfOrder { expected, got: meter.k });
+        }
+        let before = self.usage();
+        if meter.usage.load < before.load
+            || meter.usage.run < before.run
+            || meter.tokens < self.chain.tokens()
+        {
+            return Err(MeterRefused::Backwards);
+        }
+        let allowed_ms = allowed_ms(elapsed, rtt);
+        let claimed_ms = meter.usage.total().get();
+        if claimed_ms > allowed_ms {
+            return Err(MeterRefused::TooFast { claimed_ms, allowed_ms });
+        }
+        let over_time = meter.usage.total() > self.contract.max_ms;
+        if over_time || meter.usage.amount(&self.contract.terms) > self.contract.max_total {
+            return Err(MeterRefused::OverLimit);
+        }
+        Ok(())
+    }
+
+    fn chain_to(&self, meter: &Meter) -> Result<OutputChain, MeterRefused> {
+        let received = self.received();
+        let more = usize::try_from(meter.tokens - self.chain.tokens()).unwrap_or(usize::MAX);
+        let Some(tokens) = self.pending.get(..more) else {
+            return Err(MeterRefused::NotDelivered { claimed: meter.tokens, received });
+        };
+        let mut chain = self.chain.clone();
+        chain.extend(tokens);
+        if chain.head() != meter.commitment {
+            return Err(MeterRefused::WrongCommitment);
+        }
+        Ok(chain)
+    }
+
+    /// Is `receipt` for the last voucher?
+    #[must_use]
+    pub fn is_receipt(&self, receipt: &Receipt) -> bool {
+        self.last.as_ref().is_some_and(|(_, voucher)| {
+            receipt.lane == voucher.lane
+                && receipt.k == voucher.k
+                && receipt.amount == voucher.amount
+                && receipt.voucher == self.head
+        })
+    }
+
+    /// Vouchers issued.
+    #[must_use]
+    pub fn vouchers(&self) -> u32 {
+        self.last.as_ref().map_or(0, |(_, voucher)| voucher.k)
+    }
+
+    /// What is owed.
+    #[must_use]
+    pub fn amount(&self) -> NanoCredit {
+        self.last.as_ref().map_or(NanoCredit::ZERO, |(_, voucher)| voucher.amount)
+    }
+
+    /// Time paid for.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.last.as_ref().map_or_else(Usage::default, |(_, voucher)| voucher.usage)
+    }
+
+    /// Was the last meter paid?
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+}
+
+/// I5: the most worker time that can have passed at the provider.
+fn allowed_ms(elapsed: Duration, rtt: Duration) -> u64 {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let elapsed = millis(elapsed);
+    elapsed
+        .saturating_add(
+            elapsed / 1_000_000 * CLOCK_DRIFT_PPM + elapsed % 1_000_000 * CLOCK_DRIFT_PPM / 1_000_000,
+        )
+        .saturating_add(millis(rtt).saturating_mul(2))
+        .saturating_add(METER_GRACE_MS)
+}
+
+/// Why a provider does not take a voucher. Fault: renter.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum VoucherRefused {
+    /// No meter waits for it.
+    #[error("voucher {k} pays for no meter that is open")]
+    Unexpected {
+        /// Its number.
+        k: u32,
+    },
+    /// It belongs to another lane.
+    #[error("the voucher is for another lane")]
+    WrongLane,
+    /// Its time or amount is not what the meter and the price give.
+    #[error("the voucher is for {got}; the meter asks {expected}")]
+    WrongAmount {
+        /// What is due.
+        expected: NanoCredit,
+        /// What it says.
+        got: NanoCredit,
+    },
+    /// It does not name the meter, or the voucher before.
+    #[error("the voucher does not link to the meter and the voucher before it")]
+    WrongLink,
+}
+
+/// Why a provider cannot meter. Fault: its own clock or caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum MeterError {
+    /// The last meter still waits for its voucher.
+    #[error("meter {k} is not paid yet")]
+    Unpaid {
+        /// Its number.
+        k: u32,
+    },
+    /// The last meter was issued.
+    #[error("the lane has had its last meter")]
+    Ended,
+    /// Time fell.
+    #[error("the time metered would fall")]
+    Backwards,
+}
+
+/// The provider's end.
+#[derive(Debug)]
+pub struct ProviderLane {
+    contract: Contract,
+    contract_digest: Digest,
+    head: Digest,
+    k: u32,
+    paid: Usage,
+    amount: NanoCredit,
+    /// The meter that waits for its voucher.
+    open: Option<(Digest, Meter)>,
+    ended: bool,
+    receipt: Option<(Digest, Receipt)>,
+}
+
+impl ProviderLane {
+    /// The provider's end of the lane that `contract` opened.
+    #[must_use]
+    pub fn new(contract: &Verified<Contract>) -> Self {
+        Self {
+            contract: contract.body().clone(),
+            contract_digest: contract.digest(),
+            head: contract.digest(),
+            k: 0,
+            paid: Usage::default(),
+            amount: NanoCredit::ZERO,
+            open: None,
+            ended: false,
+            receipt: None,
+        }
+    }
+
+    /// The contract's limits as run time: the job stops there, to the millisecond.
+    #[must_use]
+    pub fn run_limit(&self, load: GpuMillis) -> GpuMillis {
+        let terms = &self.contract.terms;
+        let by_time = self.contract.max_ms.saturating_sub(load);
+        match run_within(self.contract.max_total, terms.run, terms.load, load) {
+            Some(by_money) => by_money.min(by_time),
+            None => by_time,
+        }
+    }
+
+    /// The next meter, to be signed; `usage` beyond the contract's limits is cut to them (the
+    /// provider bears what it overran).
+    ///
+    /// # Errors
+    /// While a meter is unpaid, after the last one, or when time would fall.
+    pub fn meter(&self, usage: Usage, chain: &OutputChain, last: bool) -> Result<Meter, MeterError> {
+        if self.ended {
+            return Err(MeterError::Ended);
+        }
+        if self.open.is_some() {
+            return Err(MeterError::Unpaid { k: self.k + 1 });
+        }
+        let run = usage.run.min(self.run_limit(usage.load));
+        let usage = Usage { load: usage.load, run };
+        if usage.load < self.paid.load || usage.run < self.paid.run {
+            return Err(MeterError::Backwards);
+        }
+        Ok(Meter {
+            lane: self.contract.lane,
+            contract: self.contract_digest,
+            k: self.k + 1,
+            usage,
+            tokens: chain.tokens(),
+            commitment: chain.head(),
+            last,
+        })
+    }
+
+    /// Notes that the meter was signed and will be sent.
+    pub fn metered(&mut self, meter: &Verified<Meter>) {
+        self.open = Some((meter.digest(), meter.body().clone()));
+    }
+
+    /// Takes a voucher; the receipt is to be signed after the voucher is durable. The same voucher
+    /// twice gives the same receipt twice.
+    ///
+    /// # Errors
+    /// The first law that the voucher breaks; nothing changes then.
+    pub fn accept(&mut self, voucher: &Verified<Voucher>) -> Result<Receipt, VoucherRefused> {
+        if let Some((digest, receipt)) = &self.receipt
+            && *digest == voucher.digest()
+        {
+            return Ok(receipt.clone());
+        }
+        let body = voucher.body();
+        if body.lane != self.contract.lane {
+            return Err(VoucherRefused::WrongLane);
+        }
+        let Some((meter_digest, meter)) = &self.open else {
+            return Err(VoucherRefused::Unexpected { k: body.k });
+        };
+        if body.k != meter.k {
+            return Err(VoucherRefused::Unexpected { k: body.k });
+        }
+        let expected = meter.usage.amount(&self.contract.terms);
+        if body.usage != meter.usage || body.amount != expected {
+            return Err(VoucherRefused::WrongAmount { expected, got: body.amount });
+        }
+        if body.meter != *meter_digest || body.previous != self.head {
+            return Err(VoucherRefused::WrongLink);
+        }
+        let receipt = Receipt { lane: body.lane, k: body.k, amount: body.amount, voucher: voucher.digest() };
+        self.k = body.k;
+        self.paid = body.usage;
+        self.amount = body.amount;
+        self.head = voucher.digest();
+        self.ended = meter.last;
+        self.open = None;
+        self.receipt = Some((voucher.digest(), receipt.clone()));
+        Ok(receipt)
+    }
+
+    /// I4: must work stop until a voucher comes? `usage` is the time so far.
+    #[must_use]
+    pub fn must_stall(&self, usage: Usage) -> bool {
+        self.open.is_some() && usage.total().saturating_sub(self.paid.total()) >= self.contract.terms.window
+    }
+
+    /// Is a meter waiting for its voucher?
+    #[must_use]
+    pub fn is_unpaid(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Was the last meter paid?
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Vouchers held.
+    #[must_use]
+    pub fn vouchers(&self) -> u32 {
+        self.k
+    }
+
+    /// What the renter owes for this lane.
+    #[must_use]
+    pub fn amount(&self) -> NanoCredit {
+        self.amount
+    }
+
+    /// Time paid for.
+    #[must_use]
+    pub fn paid(&self) -> Usage {
+        self.paid
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settle::tests::sample_contract;
+    use crate::sign::SigningKey;
+    use proptest::prelude::*;
+
+    struct Pair {
+        renter_key: SigningKey,
+        provider_key: SigningKey,
+        renter: RenterLane,
+        provider: ProviderLane,
+        chain: OutputChain,
+    }
+
+    fn pair() -> Pair {
+        let renter_key = SigningKey::from_seed([1; 32]);
+        let contract = renter_key.sign(sample_contract()).unwrap();
+        Pair {
+            renter: RenterLane::new(&contract),
+            provider: ProviderLane::new(&contract),
+            chain: OutputChain::new(contract.digest()),
+            renter_key,
+            provider_key: SigningKey::from_seed([2; 32]),
+        }
+    }
+
+    fn ran(ms: u64) -> Usage {
+        Usage { load: GpuMillis::ZERO, run: GpuMillis::new(ms) }
+    }
+
+    impl Pair {
+        fn say(&mut self, tokens: &[u32]) {
+            self.chain.extend(tokens);
+            self.renter.delivered(tokens);
+        }
+
+        fn meter(&mut self, ms: u64, last: bool) -> Verified<Meter> {
+            let meter = self.provider.meter(ran(ms), &self.chain, last).unwrap();
+            let meter = self.provider_key.sign(meter).unwrap();
+            self.provider.metered(&meter);
+            meter
+        }
+
+        fn pay(&mut self, meter: &Verified<Meter>) -> Result<Verified<Voucher>, MeterRefused> {
+            let voucher = self.renter.pay(meter, Duration::from_secs(3_600), Duration::ZERO)?;
+            let voucher = self.renter_key.sign(voucher).unwrap();
+            self.renter.signed(&voucher);
+            Ok(voucher)
+        }
+
+        fn forged(&self, change: impl FnOnce(&mut Meter)) -> Verified<Meter> {
+            let mut meter = self.provider.meter(ran(500), &self.chain, false).unwrap();
+            change(&mut meter);
+            self.provider_key.sign(meter).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_lane_runs_and_ends() {
+        let mut pair = pair();
+        pair.say(&[1, 2, 3]);
+        let meter = pair.meter(1_000, false);
+        let voucher = pair.pay(&meter).unwrap();
+        let receipt = pair.provider.accept(&voucher).unwrap();
+        assert!(pair.renter.is_receipt(&receipt));
+        pair.say(&[4]);
+        let meter = pair.meter(1_284, true);
+        let voucher = pair.pay(&meter).unwrap();
+        pair.provider.accept(&voucher).unwrap();
+        assert!(pair.renter.ended() && pair.provider.ended());
+        assert_eq!(pair.renter.amount(), NanoCredit::new(11_111 * 1_284 / 1_000));
+        assert_eq!(pair.renter.amount(), pair.provider.amount());
+        assert_eq!(pair.provider.meter(ran(2_000), &pair.chain, true), Err(MeterError::Ended));
+    }
+
+    #[test]
+    fn paying_twice_is_idempotent_and_two_meters_of_one_number_convict() {
+        let mut pair = pair();
+        let meter = pair.meter(700, false);
+        let first = pair.pay(&meter).unwrap();
+        let again = pair.renter.pay(&meter, Duration::ZERO, Duration::ZERO).unwrap();
+        assert_eq!(first.body(), &again);
+        let mut other = meter.body().clone();
+        other.usage = ran(701);
+        let other = pair.provider_key.sign(other).unwrap();
+        assert_eq!(pair.pay(&other).unwrap_err(), MeterRefused::Equivocation { k: 1 });
+        let receipt = pair.provider.accept(&first).unwrap();
+        assert_eq!(pair.provider.accept(&first), Ok(receipt));
+    }
+
+    #[test]
+    fn a_renter_refuses_every_overclaim() {
+        let mut pair = pair();
+        pair.say(&[1, 2]);
+        let refused = |pair: &mut Pair, change: fn(&mut Meter)| {
+            let meter = pair.forged(change);
+            pair.pay(&meter).unwrap_err()
+        };
+        assert_eq!(
+            refused(&mut pair, |m| m.contract = Digest::from_bytes([0; 32])),
+            MeterRefused::WrongContract
+        );
+        assert_eq!(refused(&mut pair, |m| m.k = 2), MeterRefused::OutOfOrder { expected: 1, got: 2 });
+        assert_eq!(refused(&mut pair, |m| m.usage.run = GpuMillis::new(60_001)), MeterRefused::OverLimit);
+        assert_eq!(
+            refused(&mut pair, |m| m.tokens = 3),
+            MeterRefused::NotDelivered { claimed: 3, received: 2 }
+        );
+        assert_eq!(
+            refused(&mut pair, |m| m.commitment = Digest::from_bytes([0; 32])),
+            MeterRefused::WrongCommitment
+        );
+        let meter = pair.meter(5_000, false);
+        let early = pair.renter.pay(&meter, Duration::from_millis(4_700), Duration::ZERO);
+        assert_eq!(early, Err(MeterRefused::TooFast { claimed_ms: 5_000, allowed_ms: 4_952 }));
+        assert!(pair.renter.pay(&meter, Duration::from_millis(4_700), Duration::from_millis(24)).is_ok());
+    }
+
+    #[test]
+    fn a_provider_refuses_every_wrong_voucher() {
+        let mut pair = pair();
+        let meter = pair.meter(1_000, false);
+        let good = pair.pay(&meter).unwrap().body().clone();
+        let mut refused = |change: fn(&mut Voucher)| {
+            let mut voucher = good.clone();
+            change(&mut voucher);
+            let voucher = pair.renter_key.sign(voucher).unwrap();
+            pair.provider.accept(&voucher).unwrap_err()
+        };
+        assert!(matches!(
+            refused(|v| v.amount = NanoCredit::new(11_110)),
+            VoucherRefused::WrongAmount { .. }
+        ));
+        assert!(matches!(refused(|v| v.k = 2), VoucherRefused::Unexpected { k: 2 }));
+        assert_eq!(refused(|v| v.lane.lane = 1), VoucherRefused::WrongLane);
+        assert_eq!(refused(|v| v.previous = Digest::from_bytes([0; 32])), VoucherRefused::WrongLink);
+    }
+
+    #[test]
+    fn work_stops_when_a_window_is_unpaid() {
+        let mut pair = pair();
+        assert!(!pair.provider.must_stall(ran(900)));
+        let meter = pair.meter(1_000, false);
+        assert!(!pair.provider.must_stall(ran(1_999)));
+        assert!(pair.provider.must_stall(ran(2_000)));
+        let voucher = pair.pay(&meter).unwrap();
+        pair.provider.accept(&voucher).unwrap();
+        assert!(!pair.provider.must_stall(ran(2_000)));
+    }
+
+    proptest! {
+        /// Whatever honest times a job takes, both ends agree on the bill, which is the price of
+        /// the time, never falls, and never passes the contract.
+        #[test]
+        fn honest_sides_agree(steps in proptest::collection::vec((0..30_000u64, 0..5usize), 1..12)) {
+            let mut pair = pair();
+            let (mut ms, mut before) = (0, NanoCredit::ZERO);
+            let count = steps.len();
+            for (at, (step, tokens)) in steps.into_iter().enumerate() {
+                ms += step;
+                pair.say(&vec![7; tokens]);
+                let meter = pair.meter(ms, at + 1 == count);
+                let voucher = pair.pay(&meter).unwrap();
+                pair.provider.accept(&voucher).unwrap();
+                let amount = pair.provider.amount();
+                prop_assert_eq!(amount, pair.renter.amount());
+                prop_assert_eq!(amount, sample_contract().terms.run.amount(GpuMillis::new(ms.min(60_000))));
+                prop_assert!(amount >= before && amount <= sample_contract().max_total);
+                before = amount;
+            }
+            prop_assert!(pair.provider.ended());
+        }
+
+        /// A lying provider is never paid for more than our clock, the contract or the output allow.
+        #[test]
+        fn nothing_false_is_paid(run: u64, load: u64, tokens: u32, k in 0..3u32, elapsed in 0..100_000u64) {
+            let mut pair = pair();
+            pair.say(&[1, 2, 3]);
+            let meter = pair.forged(|meter| {
+                meter.usage = Usage { load: GpuMillis::new(load), run: GpuMillis::new(run) };
+                meter.tokens = tokens;
+                meter.k = k;
+            });
+            if let Ok(voucher) = pair.renter.pay(&meter, Duration::from_millis(elapsed), Duration::ZERO) {
+                prop_assert!(voucher.usage.total().get() <= elapsed + elapsed / 1_000 + METER_GRACE_MS);
+                prop_assert!(voucher.amount <= sample_contract().max_total);
+                prop_assert_eq!((voucher.k, meter.body().tokens), (1, 3));
+            }
+        }
+    }
+}

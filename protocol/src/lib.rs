@@ -1,0 +1,23 @@
+//! Potluck's vocabulary: everything two peers must agree on, byte for byte.
+//!
+//! Owns: ids, units, offers, quotes, jobs, contracts, meters, vouchers, receipts, how they are
+//! encoded and signed, the seeded sampler, and the *laws* of a lane (what each side may sign next).
+//! Never: touches a socket, a file, a clock, a source of randomness, or a thread. Time comes in as
+//! an argument. Called by every other room. `SPEC.md` beside this crate says the same in prose, so
+//! that a stranger can write a second implementation.
+
+#![forbid(unsafe_code)]
+
+pub mod fault;
+pub mod id;
+pub mod job;
+pub mod lane;
+pub mod limits;
+pub mod offer;
+pub mod output;
+pub mod sampler;
+pub mod settle;
+pub mod sign;
+pub mod unit;
+pub mod version;
+pub mod wire;

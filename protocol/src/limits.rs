@@ -1,0 +1,48 @@
+//! The bounds that both sides of a conversation keep.
+//!
+//! Owns: every number that a peer may rely on. Never: a tuning knob of one program (those live in
+//! its own configuration). Called by the codec, the network and both ends of a job.
+
+/// The largest frame on any stream, in bytes after the length prefix.
+pub const MAX_FRAME_BYTES: usize = 65_536;
+/// The largest job (all messages and parameters), in encoded bytes. It crosses in parts.
+pub const MAX_JOB_BYTES: usize = 1_048_576;
+/// The largest part of a job in one frame; leaves room for the frame's own fields.
+pub const MAX_JOB_PART_BYTES: usize = 60_000;
+/// Messages in one job.
+pub const MAX_MESSAGES: usize = 1_024;
+/// Tokens that one job may ask for.
+pub const MAX_COMPLETION_TOKENS: u32 = 131_072;
+/// Tokens in one output frame.
+pub const MAX_OUTPUT_TOKENS: usize = 1_024;
+/// Bytes of text in one output frame.
+pub const MAX_OUTPUT_BYTES: usize = 32_768;
+/// Models in one offer: keeps a signed offer well under one frame.
+pub const MAX_OFFERED_MODELS: usize = 16;
+/// Characters of a model's name, a hardware name or a hardware class.
+pub const MAX_NAME_BYTES: usize = 64;
+/// Bytes of an explanation that one peer sends to another.
+pub const MAX_REASON_BYTES: usize = 512;
+
+/// Metering quantum: the provider meters at least once in so many milliseconds of work.
+pub const DEFAULT_QUANTUM_MS: u64 = 1_000;
+/// The shortest quantum a contract may name: below it the ledgers' disks are the bottleneck.
+pub const MIN_QUANTUM_MS: u64 = 100;
+/// The longest quantum a contract may name.
+pub const MAX_QUANTUM_MS: u64 = 60_000;
+/// Work that may be metered and not yet vouched before the provider stops.
+pub const DEFAULT_WINDOW_MS: u64 = 2_000;
+/// The longest window a contract may name.
+pub const MAX_WINDOW_MS: u64 = 120_000;
+/// The longest job, in milliseconds of worker time: lanes never stay open past a day.
+pub const MAX_JOB_MS: u64 = 86_400_000;
+/// How far two honest wall clocks may differ, for expiry only.
+pub const CLOCK_SLACK_MS: u64 = 600_000;
+/// How much faster than real time a provider's monotonic clock may run (parts per million).
+pub const CLOCK_DRIFT_PPM: u64 = 500;
+/// What a renter allows on top for scheduling and buffering, in milliseconds.
+pub const METER_GRACE_MS: u64 = 250;
+/// A provider with a running job says something at least this often.
+pub const HEARTBEAT_MS: u64 = 1_000;
+/// A renter takes a provider that was silent this long inside a job for dead.
+pub const SILENCE_MS: u64 = 5_000;

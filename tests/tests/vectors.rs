@@ -1,0 +1,388 @@
+//! Golden vectors: the bytes of every signed object, of the job digest, the output chain and the
+//! frames, frozen as files that a second implementation can be written against.
+//!
+//! Owns: `tests/vectors/*.json`. Never: writes there unless `POTLUCK_BLESS=1`. Run by `make test`;
+//! fails when any byte differs, and when a file in the folder is not one of those it reads.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use potluck_protocol::fault::RefusalCode;
+use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId, hex, unhex};
+use potluck_protocol::job::{ChatMessage, FinishReason, JobSpec, Role, Sampling, job_digest};
+use potluck_protocol::offer::{Hardware, Offer, OfferedModel, Protection, Quote, Terms};
+use potluck_protocol::output::OutputChain;
+use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt, Usage, Voucher};
+use potluck_protocol::sign::{Signable, Signed, SigningKey, Verified, preimage};
+use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
+use potluck_protocol::wire::{self, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+const RENTER_SEED: [u8; 32] = [1; 32];
+const PROVIDER_SEED: [u8; 32] = [2; 32];
+
+/// One story's objects, each resting on the ones before it.
+struct Story {
+    job: JobSpec,
+    chain: OutputChain,
+    offer: Verified<Offer>,
+    quote: Verified<Quote>,
+    contract: Verified<Contract>,
+    accept: Verified<Accept>,
+    meter: Verified<Meter>,
+    voucher: Verified<Voucher>,
+    receipt: Verified<Receipt>,
+    close: Verified<Close>,
+}
+
+const TOKENS: [u32; 3] = [504, 6_376, 314];
+
+fn hardware() -> Hardware {
+    Hardware { class: "cuda-8.9-12g".into(), name: "RTX 4070 Ti".into(), memory_mib: 12_282 }
+}
+
+fn terms() -> Terms {
+    Terms {
+        run: Rate::new(38_888),
+        load: Rate::new(13_888),
+        quantum: GpuMillis::new(1_000),
+        window: GpuMillis::new(2_000),
+    }
+}
+
+fn offer_of(provider: PeerId, model: ContentHash) -> Offer {
+    Offer {
+        provider,
+        epoch: 300,
+        wire: 1,
+        issued: UnixMillis::new(1_700_000_000_000),
+        expires: UnixMillis::new(1_700_000_900_000),
+        hardware: hardware(),
+        protection: Protection::None,
+        models: vec![OfferedModel {
+            model,
+            name: "smollm2-135m".into(),
+            context_tokens: 2_048,
+            run: terms().run,
+            load: terms().load,
+        }],
+    }
+}
+
+fn quote_of(provider: PeerId, renter: PeerId, model: ContentHash) -> Quote {
+    Quote {
+        provider,
+        renter,
+        serial: 0x0123_4567_89ab_cdef,
+        model,
+        terms: terms(),
+        max_ms: GpuMillis::new(3_600_000),
+        ahead: 2,
+        warm: true,
+        hardware: hardware(),
+        protection: Protection::Partial,
+        expires: UnixMillis::new(1_700_000_060_000),
+    }
+}
+
+fn story() -> Story {
+    let (renter, provider) = (SigningKey::from_seed(RENTER_SEED), SigningKey::from_seed(PROVIDER_SEED));
+    let model = ContentHash::of(b"a model");
+    let job = JobSpec {
+        model,
+        messages: vec![
+            ChatMessage { role: Role::System, content: "Be brief.".into() },
+            ChatMessage { role: Role::User, content: "Pourquoi le ciel est-il bleu ? 蓝".into() },
+        ],
+        sampling: Sampling { max_tokens: 64, temperature_milli: 700, top_p_milli: 950, seed: u64::MAX },
+    };
+    let offer = provider.sign(offer_of(provider.peer(), model)).unwrap();
+    let quote = provider.sign(quote_of(provider.peer(), renter.peer(), model)).unwrap();
+    let lane = LaneId { renter: renter.peer(), provider: provider.peer(), epoch: 0, lane: 0xfedc_ba98_7654_3210 };
+    let contract = Contract {
+        lane,
+        job: job_digest(&job.to_bytes().unwrap()),
+        quote: quote.digest(),
+        terms: terms(),
+        max_total: NanoCredit::new(1_000_000),
+        max_ms: GpuMillis::new(600_000),
+        created: UnixMillis::new(1_700_000_001_000),
+        start_by: UnixMillis::new(1_700_000_031_000),
+    };
+    let contract = renter.sign(contract).unwrap();
+    let accept = Accept { lane, contract: contract.digest(), at: UnixMillis::new(1_700_000_001_020) };
+    let accept = provider.sign(accept).unwrap();
+    let mut chain = OutputChain::new(contract.digest());
+    chain.extend(&TOKENS);
+    let usage = Usage { load: GpuMillis::new(250), run: GpuMillis::new(1_284) };
+    let meter = Meter {
+        lane,
+        contract: contract.digest(),
+        k: 1,
+        usage,
+        tokens: chain.tokens(),
+        commitment: chain.head(),
+        last: true,
+    };
+    let meter = provider.sign(meter).unwrap();
+    let voucher = Voucher {
+        lane,
+        k: 1,
+        usage,
+        amount: usage.amount(&terms()),
+        meter: meter.digest(),
+        previous: contract.digest(),
+    };
+    let voucher = renter.sign(voucher).unwrap();
+    let amount = voucher.body().amount;
+    let receipt = provider.sign(Receipt { lane, k: 1, amount, voucher: voucher.digest() }).unwrap();
+    let close = Close {
+        lane,
+        by: provider.peer(),
+        k: 1,
+        amount,
+        reason: CloseReason::Completed,
+        finish: FinishReason::Stop,
+        prompt_tokens: 37,
+        completion_tokens: chain.tokens(),
+        result: chain.head(),
+        at: UnixMillis::new(1_700_000_002_400),
+    };
+    let close = provider.sign(close).unwrap();
+    Story { job, chain, offer, quote, contract, accept, meter, voucher, receipt, close }
+}
+
+fn signed_vector<T: Signable>(object: &Verified<T>, seed: [u8; 32]) -> Value {
+    let body = object.body();
+    json!({
+        "key_seed": hex(&seed),
+        "signer": body.signer().to_string(),
+        "domain": T::DOMAIN,
+        "body": body,
+        "body_bytes": hex(&wire::encode(body).unwrap()),
+        "preimage": hex(&preimage(body).unwrap()),
+        "digest": object.digest().to_string(),
+        "signature": hex(object.signed().signature.as_bytes()),
+        "signed_bytes": hex(&wire::encode(object.signed()).unwrap()),
+    })
+}
+
+fn frame_vector<T: Serialize>(name: &str, frame: &T) -> Value {
+    json!({ "name": name, "frame": frame, "bytes": hex(&wire::encode(frame).unwrap()) })
+}
+
+fn renter_frames(story: &Story) -> Value {
+    let open = RenterFrame::Open {
+        contract: Box::new(story.contract.signed().clone()),
+        quote: Box::new(story.quote.signed().clone()),
+        job_bytes: u32::try_from(story.job.to_bytes().unwrap().len()).unwrap(),
+    };
+    json!([
+        frame_vector("open", &open),
+        frame_vector("job_part", &RenterFrame::JobPart(vec![0, 1, 127, 128, 255])),
+        frame_vector("voucher", &RenterFrame::Voucher(Box::new(story.voucher.signed().clone()))),
+        frame_vector("cancel", &RenterFrame::Cancel),
+    ])
+}
+
+fn provider_frames(story: &Story) -> Value {
+    let refusal = Refusal::new(RefusalCode::Busy, "the queue is full");
+    let close = |refusal| ProviderFrame::Close { close: Box::new(story.close.signed().clone()), refusal };
+    json!([
+        frame_vector("accept", &ProviderFrame::Accept(Box::new(story.accept.signed().clone()))),
+        frame_vector("refuse", &ProviderFrame::Refuse(refusal.clone())),
+        frame_vector("phase", &ProviderFrame::Phase { phase: Phase::Stalled, ahead: 300 }),
+        frame_vector("started", &ProviderFrame::Started { prompt_tokens: 37 }),
+        frame_vector("output", &ProviderFrame::Output { tokens: TOKENS.to_vec(), text: "bleu 蓝".into() }),
+        frame_vector("meter", &ProviderFrame::Meter(Box::new(story.meter.signed().clone()))),
+        frame_vector("receipt", &ProviderFrame::Receipt(Box::new(story.receipt.signed().clone()))),
+        frame_vector("close", &close(None)),
+        frame_vector("close_refused", &close(Some(refusal))),
+    ])
+}
+
+fn quote_requests(story: &Story) -> Value {
+    json!([
+        frame_vector("offer", &QuoteRequest::Offer),
+        frame_vector("quote", &QuoteRequest::Quote { model: story.job.model }),
+    ])
+}
+
+fn quote_responses(story: &Story) -> Value {
+    let refused = QuoteResponse::Refused(Refusal::new(RefusalCode::UnknownModel, "no such model here"));
+    json!([
+        frame_vector("offer", &QuoteResponse::Offer(Box::new(story.offer.signed().clone()))),
+        frame_vector("quote", &QuoteResponse::Quote(Box::new(story.quote.signed().clone()))),
+        frame_vector("refused", &refused),
+    ])
+}
+
+fn job_vector(story: &Story) -> Value {
+    let bytes = story.job.to_bytes().unwrap();
+    json!({
+        "job": story.job,
+        "bytes": hex(&bytes),
+        "domain": "potluck/v1/job",
+        "digest": job_digest(&bytes).to_string(),
+    })
+}
+
+fn chain_vector(story: &Story) -> Value {
+    let heads: Vec<String> = (0..=TOKENS.len())
+        .map(|count| {
+            let mut chain = OutputChain::new(story.contract.digest());
+            chain.extend(&TOKENS[..count]);
+            chain.head().to_string()
+        })
+        .collect();
+    assert_eq!(heads.last(), Some(&story.chain.head().to_string()));
+    json!({
+        "domain": "potluck/v1/output",
+        "contract": story.contract.digest().to_string(),
+        "tokens": TOKENS,
+        "heads": heads,
+    })
+}
+
+/// What each file in the folder must hold.
+fn vectors() -> BTreeMap<&'static str, Value> {
+    let story = story();
+    BTreeMap::from([
+        ("offer.json", signed_vector(&story.offer, PROVIDER_SEED)),
+        ("quote.json", signed_vector(&story.quote, PROVIDER_SEED)),
+        ("contract.json", signed_vector(&story.contract, RENTER_SEED)),
+        ("accept.json", signed_vector(&story.accept, PROVIDER_SEED)),
+        ("meter.json", signed_vector(&story.meter, PROVIDER_SEED)),
+        ("voucher.json", signed_vector(&story.voucher, RENTER_SEED)),
+        ("receipt.json", signed_vector(&story.receipt, PROVIDER_SEED)),
+        ("close.json", signed_vector(&story.close, PROVIDER_SEED)),
+        ("job.json", job_vector(&story)),
+        ("output_chain.json", chain_vector(&story)),
+        ("frames_quote_requests.json", quote_requests(&story)),
+        ("frames_quote_responses.json", quote_responses(&story)),
+        ("frames_renter.json", renter_frames(&story)),
+        ("frames_provider.json", provider_frames(&story)),
+    ])
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors")
+}
+
+fn read(name: &str) -> Value {
+    let path = folder().join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn bytes_at(vector: &Value, key: &str) -> Vec<u8> {
+    unhex(vector[key].as_str().unwrap_or_else(|| panic!("{key} is missing"))).unwrap()
+}
+
+#[test]
+fn every_vector_is_what_this_build_computes_and_none_is_left_unread() {
+    let expected = vectors();
+    if std::env::var_os("POTLUCK_BLESS").is_some_and(|value| value == "1") {
+        fs::create_dir_all(folder()).unwrap();
+        for (name, value) in &expected {
+            let text = serde_json::to_string_pretty(value).unwrap();
+            fs::write(folder().join(name), text + "\n").unwrap();
+        }
+    }
+    for (name, value) in &expected {
+        let frozen = read(name);
+        assert_eq!(&frozen, value, "{name} differs; is the change of the wire meant? (POTLUCK_BLESS=1)");
+    }
+    for entry in fs::read_dir(folder()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(expected.contains_key(name.as_str()), "{name} is in the folder, and no test reads it");
+    }
+}
+
+/// From the file's bytes alone: they decode to the file's fields, and the signature is the signer's.
+fn check_signed<T: Signable + Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str) {
+    let vector = read(name);
+    let signed: Signed<T> = wire::decode(&bytes_at(&vector, "signed_bytes")).unwrap();
+    let body: T = wire::decode(&bytes_at(&vector, "body_bytes")).unwrap();
+    assert_eq!(signed.body, body, "{name}");
+    assert_eq!(serde_json::to_value(&body).unwrap(), vector["body"], "{name}");
+    assert_eq!(hex(signed.signature.as_bytes()), vector["signature"].as_str().unwrap(), "{name}");
+    let verified = signed.verify().unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(verified.digest().to_string(), vector["digest"].as_str().unwrap(), "{name}");
+}
+
+#[test]
+fn frozen_signatures_verify_from_their_bytes() {
+    check_signed::<Offer>("offer.json");
+    check_signed::<Quote>("quote.json");
+    check_signed::<Contract>("contract.json");
+    check_signed::<Accept>("accept.json");
+    check_signed::<Meter>("meter.json");
+    check_signed::<Voucher>("voucher.json");
+    check_signed::<Receipt>("receipt.json");
+    check_signed::<Close>("close.json");
+}
+
+/// A preimage as SPEC.md describes it, built here by hand.
+fn preimage_by_hand(domain: &str, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![u8::try_from(domain.len()).unwrap()];
+    bytes.extend(domain.as_bytes());
+    bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+#[test]
+fn preimages_and_digests_are_as_the_specification_says() {
+    for name in ["offer", "quote", "contract", "accept", "meter", "voucher", "receipt", "close"] {
+        let vector = read(&format!("{name}.json"));
+        let domain = vector["domain"].as_str().unwrap();
+        assert_eq!(domain, format!("potluck/v1/{name}"));
+        let preimage = preimage_by_hand(domain, &bytes_at(&vector, "body_bytes"));
+        assert_eq!(hex(&preimage), vector["preimage"].as_str().unwrap(), "{name}");
+        let digest = format!("b3:{}", blake3::hash(&preimage).to_hex());
+        assert_eq!(digest, vector["digest"].as_str().unwrap(), "{name}");
+    }
+    let job = read("job.json");
+    let preimage = preimage_by_hand(job["domain"].as_str().unwrap(), &bytes_at(&job, "bytes"));
+    assert_eq!(format!("b3:{}", blake3::hash(&preimage).to_hex()), job["digest"].as_str().unwrap());
+}
+
+#[test]
+fn the_output_chain_is_as_the_specification_says() {
+    let vector = read("output_chain.json");
+    let domain = vector["domain"].as_str().unwrap();
+    let contract: Digest = vector["contract"].as_str().unwrap().parse().unwrap();
+    let mut head = *blake3::hash(&preimage_by_hand(domain, contract.as_bytes())).as_bytes();
+    let heads = vector["heads"].as_array().unwrap();
+    assert_eq!(heads[0].as_str().unwrap(), Digest::from_bytes(head).to_string());
+    for (token, expected) in vector["tokens"].as_array().unwrap().iter().zip(&heads[1..]) {
+        let token = u32::try_from(token.as_u64().unwrap()).unwrap();
+        let link = [&head[..], &token.to_le_bytes()[..]].concat();
+        head = *blake3::hash(&preimage_by_hand(domain, &link)).as_bytes();
+        assert_eq!(expected.as_str().unwrap(), Digest::from_bytes(head).to_string());
+    }
+}
+
+fn check_frames<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(file: &str) {
+    for vector in read(file).as_array().unwrap() {
+        let bytes = bytes_at(vector, "bytes");
+        let frame: T = wire::decode(&bytes).unwrap_or_else(|error| panic!("{file} {}: {error}", vector["name"]));
+        assert_eq!(serde_json::to_value(&frame).unwrap(), vector["frame"], "{file} {}", vector["name"]);
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(wire::decode::<T>(&longer).is_err(), "{file} {}: a byte too many", vector["name"]);
+        assert!(wire::decode::<T>(&bytes[..bytes.len() - 1]).is_err(), "{file} {}: a byte too few", vector["name"]);
+    }
+}
+
+#[test]
+fn frozen_frames_decode_exactly() {
+    check_frames::<QuoteRequest>("frames_quote_requests.json");
+    check_frames::<QuoteResponse>("frames_quote_responses.json");
+    check_frames::<RenterFrame>("frames_renter.json");
+    check_frames::<ProviderFrame>("frames_provider.json");
+}
