@@ -1,0 +1,71 @@
+//! The command line of `potluck`: parses, starts the runtime, turns failures into exit statuses.
+//!
+//! Owns: the grammar and `main`. Never: does a verb's work. Called by the program.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use potluck_node::telemetry;
+
+use crate::command::ledger::{self, LedgerCommand};
+use crate::command::run::{self, RunArgs};
+use crate::error::Failure;
+use crate::output::Printer;
+
+/// Rent GPU time from strangers: a price before the call, a bill that both sides sign.
+#[derive(Debug, Parser)]
+#[command(
+    name = "potluck",
+    version,
+    about,
+    after_help = "Examples:
+  potluck run smollm2-135m \"Name a planet with rings.\"
+  potluck ledger balance"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one prompt on the network
+    Run(RunArgs),
+    /// What is owed to whom, and for what
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::init();
+    let (mut printer, result) = match cli.command {
+        Command::Run(args) => {
+            let mut printer = Printer::new(args.json, args.quiet);
+            let result = block_on(args, &mut printer);
+            (printer, result)
+        }
+        Command::Ledger(command) => {
+            let (LedgerCommand::Balance(args) | LedgerCommand::Receipts(args)) = &command;
+            (Printer::new(args.json, false), ledger::run(&command))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            printer.failure(&failure);
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+fn block_on(args: RunArgs, printer: &mut Printer) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|why| Failure::Internal { what: format!("the runtime cannot start: {why}") })?;
+    runtime.block_on(run::run(args, printer))
+}

@@ -1,0 +1,6 @@
+//! The verbs of `potluck`, one a file.
+//!
+//! Owns: nothing itself. Called by [`crate::cli`].
+
+pub mod ledger;
+pub mod run;

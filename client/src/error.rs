@@ -1,0 +1,314 @@
+//! What can go wrong for a renter, whose fault it is, and how the program exits.
+//!
+//! Owns: [`Failure`], the one error type that reaches a person, with its stable code, fault, hint and
+//! exit status. Never: prints (see [`crate::output`]). Called by every file of this room.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use potluck_node::identity::IdentityError;
+use potluck_node::ledger::{AppendError, LedgerError};
+use potluck_node::net::{JoinError, StartError};
+use potluck_node::state::StateError;
+use potluck_protocol::fault::{Fault, RefusalCode};
+use potluck_protocol::id::PeerId;
+use potluck_protocol::job::JobError;
+use potluck_protocol::lane::MeterRefused;
+use potluck_protocol::unit::{AmountError, NanoCredit, Rate};
+use thiserror::Error;
+
+/// A failure as the renter sees it.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// A flag or the prompt is not usable.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// No model of that name.
+    #[error("no model is called `{name}`")]
+    UnknownModel {
+        /// What was typed.
+        name: String,
+        /// What may have been meant.
+        closest: Vec<&'static str>,
+    },
+    /// The job breaks a bound.
+    #[error("{0}")]
+    Job(#[from] JobError),
+    /// An amount cannot be read.
+    #[error("{0}")]
+    Amount(#[from] AmountError),
+    /// Nobody serves the model now.
+    #[error("nobody on the network serves {model} now (asked {asked} providers in {waited:.1?})")]
+    NoProvider {
+        /// Which model.
+        model: String,
+        /// Providers that were asked for a quote.
+        asked: usize,
+        /// How long it was looked for.
+        waited: Duration,
+    },
+    /// No bootstrap answered.
+    #[error("{0}")]
+    Join(#[from] JoinError),
+    /// All quotes are dearer than allowed.
+    #[error("the cheapest of {quotes} quotes asks {cheapest}; your limit is {limit}")]
+    TooDear {
+        /// The cheapest price.
+        cheapest: Rate,
+        /// The limit given.
+        limit: Rate,
+        /// How many quoted.
+        quotes: usize,
+    },
+    /// The budget does not pay for one millisecond.
+    #[error("a budget of {budget} does not pay for one millisecond at {rate}")]
+    BudgetTooSmall {
+        /// The budget given.
+        budget: NanoCredit,
+        /// The price.
+        rate: Rate,
+    },
+    /// The budget was used up before the answer was whole; settled.
+    #[error(
+        "the budget of {budget} was reached after {tokens} tokens; {paid_ms} ms paid, nothing more is owed"
+    )]
+    BudgetReached {
+        /// The budget given.
+        budget: NanoCredit,
+        /// Tokens that came.
+        tokens: u32,
+        /// Milliseconds paid.
+        paid_ms: u64,
+    },
+    /// The job was as long as the provider takes; settled.
+    #[error("{} takes jobs of at most {paid_ms} ms; it stopped after {tokens} tokens", provider.short())]
+    TimeReached {
+        /// Who.
+        provider: PeerId,
+        /// Tokens that came.
+        tokens: u32,
+        /// Milliseconds paid.
+        paid_ms: u64,
+    },
+    /// The provider would not run the job, or ended it.
+    #[error("{} {}: {reason}", provider.short(), if *.started { "ended the job" } else { "refused the job" })]
+    Refused {
+        /// Who.
+        provider: PeerId,
+        /// Why, as a code.
+        code: RefusalCode,
+        /// Why, in words.
+        reason: String,
+        /// Had it been accepted?
+        started: bool,
+    },
+    /// The provider was lost in the middle.
+    #[error("{} was lost after {tokens} tokens: {why}", provider.short())]
+    ProviderLost {
+        /// Who.
+        provider: PeerId,
+        /// Tokens that came.
+        tokens: u32,
+        /// How it was noticed.
+        why: String,
+    },
+    /// The provider cannot be reached.
+    #[error("{} cannot be reached: {why}", provider.short())]
+    Unreachable {
+        /// Who.
+        provider: PeerId,
+        /// Why.
+        why: String,
+    },
+    /// The provider broke the protocol; nothing was paid for that.
+    #[error("{} broke the protocol: {what}", provider.short())]
+    Misbehaved {
+        /// Who.
+        provider: PeerId,
+        /// What it did.
+        what: String,
+    },
+    /// The provider claimed what we cannot pay for.
+    #[error("{} asked for payment that is not due: {why}", provider.short())]
+    Overclaimed {
+        /// Who.
+        provider: PeerId,
+        /// Which law it broke.
+        why: MeterRefused,
+    },
+    /// The person pressed Ctrl-C, or the reader of the output went away; settled.
+    #[error("stopped by you after {tokens} tokens")]
+    Cancelled {
+        /// Tokens that came.
+        tokens: u32,
+    },
+    /// The state folder.
+    #[error("{0}")]
+    State(#[from] StateError),
+    /// The key file.
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
+    /// The ledger cannot be opened.
+    #[error("{0}")]
+    Ledger(#[from] LedgerError),
+    /// The ledger cannot be written: nothing is signed any more.
+    #[error("{0}")]
+    Append(#[from] AppendError),
+    /// The network cannot be started.
+    #[error("{0}")]
+    Network(#[from] StartError),
+    /// A local file or stream.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A bug or an exhausted machine: signing or starting up failed.
+    #[error("{what}")]
+    Internal {
+        /// What failed.
+        what: String,
+    },
+}
+
+impl Failure {
+    /// The stable code, as in `--json`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Usage { .. } | Self::Job(_) | Self::Amount(_) => "usage",
+            Self::UnknownModel { .. } => "unknown_model",
+            Self::NoProvider { .. } => "no_provider",
+            Self::Join(_) => "no_bootstrap",
+            Self::TooDear { .. } => "over_max_price",
+            Self::BudgetTooSmall { .. } => "budget_too_small",
+            Self::BudgetReached { .. } => "budget_reached",
+            Self::TimeReached { .. } => "time_reached",
+            Self::Refused { code, .. } => code.name(),
+            Self::ProviderLost { .. } => "provider_lost",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Misbehaved { .. } => "protocol_violation",
+            Self::Overclaimed { .. } => "overclaimed",
+            Self::Cancelled { .. } => "cancelled",
+            Self::State(_) => "state",
+            Self::Identity(_) => "identity",
+            Self::Ledger(_) | Self::Append(_) => "ledger",
+            Self::Network(_) => "network",
+            Self::Io { .. } => "io",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Usage { .. }
+            | Self::UnknownModel { .. }
+            | Self::Job(_)
+            | Self::Amount(_)
+            | Self::TooDear { .. }
+            | Self::BudgetTooSmall { .. }
+            | Self::BudgetReached { .. }
+            | Self::TimeReached { .. }
+            | Self::Cancelled { .. } => Fault::Renter,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::Refused { code, .. } => code.fault(),
+            Self::ProviderLost { .. } | Self::Misbehaved { .. } | Self::Overclaimed { .. } => Fault::Provider,
+            Self::State(_)
+            | Self::Identity(_)
+            | Self::Ledger(_)
+            | Self::Append(_)
+            | Self::Network(_)
+            | Self::Io { .. }
+            | Self::Internal { .. } => Fault::Local,
+        }
+    }
+
+    /// The exit status: 1 job failed, 2 usage, 3 no provider, 4 price or budget, 5 local state, 130
+    /// stopped by the person.
+    #[must_use]
+    pub fn exit(&self) -> u8 {
+        match self {
+            Self::Usage { .. } | Self::UnknownModel { .. } | Self::Job(_) | Self::Amount(_) => 2,
+            Self::NoProvider { .. } | Self::Join(_) => 3,
+            Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
+            Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
+            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Append(_) => 5,
+            Self::Cancelled { .. } => 130,
+            _ => 1,
+        }
+    }
+
+    /// What was lost and what to do next.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Usage { hint, .. } => hint.clone(),
+            Self::UnknownModel { closest, .. } => {
+                format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
+            }
+            Self::Job(_) | Self::Amount(_) => "nothing was spent; see potluck run --help".into(),
+            Self::NoProvider { .. } => {
+                "nothing was spent; try again later, or name --bootstrap of a network \
+                                        that has providers"
+                    .into()
+            }
+            Self::Join(_) => "nothing was spent; check --bootstrap and your connection".into(),
+            Self::TooDear { .. } => "nothing was spent; raise --max-price or wait".into(),
+            Self::BudgetTooSmall { .. } => "nothing was spent; raise --budget".into(),
+            Self::BudgetReached { .. } => "raise --budget for a longer answer".into(),
+            Self::TimeReached { .. } => "the answer so far is yours and paid; ask for the rest".into(),
+            Self::Refused { started: false, .. } | Self::Unreachable { .. } => {
+                "nothing was spent; run it again, or choose another provider with --provider".into()
+            }
+            Self::Refused { .. } => {
+                "only the time that was metered is owed; see potluck ledger receipts".into()
+            }
+            Self::ProviderLost { .. } => {
+                "the answer so far is yours; only vouched time is owed; run it again".into()
+            }
+            Self::Misbehaved { .. } | Self::Overclaimed { .. } => {
+                "nothing was paid for that; choose another provider with --provider".into()
+            }
+            Self::Cancelled { .. } => "only the time until then is owed; see potluck ledger receipts".into(),
+            Self::State(_) => "nothing was spent; another potluck may be running here: wait for it, or use \
+                               another --state-dir"
+                .into(),
+            Self::Identity(_) | Self::Ledger(_) | Self::Append(_) | Self::Io { .. } => {
+                "nothing more will be signed until this is mended".into()
+            }
+            Self::Network(_) | Self::Internal { .. } => "nothing was spent".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_follow_the_contract() {
+        let refused = |code| Failure::Refused {
+            provider: PeerId::from_bytes([1; 32]),
+            code,
+            reason: String::new(),
+            started: false,
+        };
+        assert_eq!(refused(RefusalCode::PromptTooLong).exit(), 1);
+        assert_eq!(refused(RefusalCode::PromptTooLong).fault(), Fault::Renter);
+        assert_eq!(refused(RefusalCode::BudgetTooSmall).exit(), 4);
+        assert_eq!(Failure::Cancelled { tokens: 0 }.exit(), 130);
+        let none = Failure::NoProvider { model: "m".into(), asked: 0, waited: Duration::from_secs(1) };
+        assert_eq!((none.exit(), none.code()), (3, "no_provider"));
+    }
+}

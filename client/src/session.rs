@@ -1,0 +1,476 @@
+//! One job at one provider, from the signed contract to the closed lane: the renter's end.
+//!
+//! Owns: the conversation on a job's stream and what is written to the renter's ledger, in which
+//! order (durable before sent). Never: decides what may be paid (`protocol::lane` does). Called by
+//! `potluck run`. It ends when the lane is closed, the provider is silent for [`SILENCE`], or the
+//! person stops it and the settlement of that is in or late.
+
+use std::time::{Duration, Instant};
+
+use potluck_node::identity::Identity;
+use potluck_node::ledger::{Ledger, Record};
+use potluck_node::net::{FrameReader, FrameWriter, Network};
+use potluck_protocol::fault::RefusalCode;
+use potluck_protocol::id::{Digest, LaneId, PeerId};
+use potluck_protocol::job::{FinishReason, job_digest};
+use potluck_protocol::lane::RenterLane;
+use potluck_protocol::limits::{MAX_JOB_PART_BYTES, SILENCE_MS};
+use potluck_protocol::offer::Quote;
+use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt};
+use potluck_protocol::sign::{Signed, Verified};
+use potluck_protocol::unit::{GpuMillis, NanoCredit, UnixMillis};
+use potluck_protocol::wire::{self, ProviderFrame, Refusal, RenterFrame};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Failure;
+use crate::output::{Outcome, Printer};
+use crate::search::{Candidate, wall_clock};
+
+/// A provider silent this long inside a job is taken for dead.
+const SILENCE: Duration = Duration::from_millis(SILENCE_MS);
+/// Opening a stream and sending a frame take no longer on a working path.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// After the person stopped it, the last meter and the close take no longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// A contract that is not started in this time is void.
+const START_WITHIN_MS: u64 = 30_000;
+
+/// What all jobs of one command share.
+#[derive(Debug)]
+pub struct Desk<'a> {
+    /// Who we are.
+    pub identity: &'a Identity,
+    /// Our ledger.
+    pub ledger: &'a Ledger,
+    /// Our network.
+    pub network: &'a Network,
+    /// Cancelled when the person wants to stop.
+    pub stop: &'a CancellationToken,
+    /// When the command began.
+    pub begun: Instant,
+}
+
+/// The most a job may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Spending {
+    /// In money.
+    pub budget: NanoCredit,
+}
+
+/// How a job at one provider failed: may the next one be tried?
+#[derive(Debug)]
+pub enum JobFailure {
+    /// Nothing was started or owed: another provider may do it.
+    NotStarted(Failure),
+    /// It is over.
+    Final(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for JobFailure {
+    fn from(error: E) -> Self {
+        Self::Final(error.into())
+    }
+}
+
+/// Runs the job at the provider of `candidate`, printing as it goes.
+///
+/// # Errors
+/// See [`JobFailure`]. Whatever was vouched is in the ledger.
+pub async fn run(
+    desk: &Desk<'_>,
+    candidate: &Candidate,
+    job_bytes: &[u8],
+    spending: Spending,
+    printer: &mut Printer,
+) -> Result<Outcome, JobFailure> {
+    let quote = candidate.quote.body();
+    if quote.terms.run.amount(GpuMillis::new(1)) > spending.budget {
+        let failure = Failure::BudgetTooSmall { budget: spending.budget, rate: quote.terms.run };
+        return Err(JobFailure::Final(failure));
+    }
+    let contract = sign_contract(desk, &candidate.quote, job_bytes, spending)?;
+    let provider = quote.provider;
+    let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
+    let stream =
+        desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
+    let records =
+        vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
+    desk.ledger.append(records).await?;
+    let (reader, writer) = stream.split();
+    let mut session = Session {
+        desk,
+        provider,
+        lane: RenterLane::new(&contract),
+        quote,
+        rtt: candidate.rtt,
+        reader,
+        writer,
+        accepted: None,
+        sent: Instant::now(),
+        prompt_tokens: 0,
+        ttft: None,
+        receipt: None,
+        contract,
+        stopping: None,
+        output_gone: false,
+        closed: false,
+    };
+    let outcome = session.converse(job_bytes, &candidate.quote, printer).await;
+    if let Err(JobFailure::Final(failure) | JobFailure::NotStarted(failure)) = &outcome {
+        session.abandon(failure).await;
+    }
+    outcome
+}
+
+fn sign_contract(
+    desk: &Desk<'_>,
+    quote: &Verified<Quote>,
+    job_bytes: &[u8],
+    spending: Spending,
+) -> Result<Verified<Contract>, Failure> {
+    let lane = getrandom::u64().map_err(|why| internal(&format!("no randomness: {why}")))?;
+    let body = quote.body();
+    let now = wall_clock();
+    let contract = Contract {
+        lane: LaneId { renter: body.renter, provider: body.provider, epoch: 0, lane },
+        job: job_digest(job_bytes),
+        quote: quote.digest(),
+        terms: body.terms,
+        max_total: spending.budget,
+        max_ms: body.max_ms,
+        created: now,
+        start_by: now.saturating_add(UnixMillis::new(START_WITHIN_MS)),
+    };
+    desk.identity.signing_key().sign(contract).map_err(|why| internal(&why.to_string()))
+}
+
+fn internal(what: &str) -> Failure {
+    Failure::Internal { what: what.to_owned() }
+}
+
+struct Session<'a> {
+    desk: &'a Desk<'a>,
+    provider: PeerId,
+    quote: &'a Quote,
+    contract: Verified<Contract>,
+    lane: RenterLane,
+    rtt: Duration,
+    reader: FrameReader,
+    writer: FrameWriter,
+    accepted: Option<Verified<Accept>>,
+    /// When the contract went out: no work can have begun before.
+    sent: Instant,
+    prompt_tokens: u32,
+    ttft: Option<Duration>,
+    receipt: Option<Digest>,
+    /// When the person stopped it.
+    stopping: Option<Instant>,
+    /// Nobody reads our stdout any more.
+    output_gone: bool,
+    /// The provider's close is in our ledger.
+    closed: bool,
+}
+
+impl Session<'_> {
+    async fn converse(
+        &mut self,
+        job_bytes: &[u8],
+        quote: &Verified<Quote>,
+        printer: &mut Printer,
+    ) -> Result<Outcome, JobFailure> {
+        self.open(job_bytes, quote).await?;
+        loop {
+            let frame = self.next_frame().await?;
+            if let Some(outcome) = self.on_frame(frame, printer).await? {
+                return Ok(outcome);
+            }
+            if self.output_gone && self.stopping.is_none() {
+                self.cancel().await?;
+            }
+        }
+    }
+
+    async fn open(&mut self, job_bytes: &[u8], quote: &Verified<Quote>) -> Result<(), JobFailure> {
+        let open = RenterFrame::Open {
+            contract: Box::new(self.contract.signed().clone()),
+            quote: Box::new(quote.signed().clone()),
+            job_bytes: u32::try_from(job_bytes.len()).unwrap_or(u32::MAX),
+        };
+        self.sent = Instant::now();
+        self.send(&open).await?;
+        for part in job_bytes.chunks(MAX_JOB_PART_BYTES) {
+            self.send(&RenterFrame::JobPart(part.to_vec())).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, frame: &RenterFrame) -> Result<(), JobFailure> {
+        let bytes = wire::encode(frame).map_err(|why| internal(&why.to_string()))?;
+        match self.writer.write(&bytes, SEND_LIMIT).await {
+            Ok(()) => Ok(()),
+            Err(why) => Err(self.lost(why.to_string())),
+        }
+    }
+
+    /// A dead provider: before the accept nothing is owed and another may be tried.
+    fn lost(&self, why: String) -> JobFailure {
+        let (provider, tokens) = (self.provider, self.lane.received());
+        if self.accepted.is_none() {
+            JobFailure::NotStarted(Failure::Unreachable { provider, why })
+        } else {
+            JobFailure::Final(Failure::ProviderLost { provider, tokens, why })
+        }
+    }
+
+    /// The next frame; meanwhile the person may stop the job.
+    async fn next_frame(&mut self) -> Result<ProviderFrame, JobFailure> {
+        let bytes = loop {
+            let left = match self.stopping {
+                None => SILENCE,
+                Some(since) => STOP_LIMIT.saturating_sub(since.elapsed()),
+            };
+            tokio::select! {
+                biased;
+                () = self.desk.stop.cancelled(), if self.stopping.is_none() => self.cancel().await?,
+                read = self.reader.read(left) => break read,
+            }
+        };
+        match bytes {
+            Ok(Some(bytes)) => wire::decode_bounded(&bytes).map_err(|why| self.misbehaved(why.to_string())),
+            _ if self.stopping.is_some() => {
+                Err(JobFailure::Final(Failure::Cancelled { tokens: self.lane.received() }))
+            }
+            Ok(None) => Err(self.lost("it closed the stream before the job was settled".into())),
+            Err(why) => Err(self.lost(why.to_string())),
+        }
+    }
+
+    async fn cancel(&mut self) -> Result<(), JobFailure> {
+        self.stopping = Some(Instant::now());
+        self.send(&RenterFrame::Cancel).await
+    }
+
+    fn misbehaved(&self, what: String) -> JobFailure {
+        JobFailure::Final(Failure::Misbehaved { provider: self.provider, what })
+    }
+
+    async fn on_frame(
+        &mut self,
+        frame: ProviderFrame,
+        printer: &mut Printer,
+    ) -> Result<Option<Outcome>, JobFailure> {
+        if self.accepted.is_none() && !matches!(frame, ProviderFrame::Accept(_) | ProviderFrame::Refuse(_)) {
+            return Err(self.misbehaved("it worked before it accepted".into()));
+        }
+        let printed = match frame {
+            ProviderFrame::Accept(accept) => self.on_accept(*accept, printer).await?,
+            ProviderFrame::Refuse(refusal) => return Err(self.on_refuse(refusal)),
+            ProviderFrame::Phase { phase, ahead } => self.on_phase(phase, ahead, printer),
+            ProviderFrame::Started { prompt_tokens } => {
+                self.prompt_tokens = prompt_tokens;
+                Ok(())
+            }
+            ProviderFrame::Output { tokens, text } => self.on_output(&tokens, &text, printer),
+            ProviderFrame::Meter(meter) => {
+                self.on_meter(*meter).await?;
+                Ok(())
+            }
+            ProviderFrame::Receipt(receipt) => {
+                self.on_receipt(*receipt).await?;
+                Ok(())
+            }
+            ProviderFrame::Close { close, refusal } => {
+                return self.on_close(*close, refusal, printer).await.map(Some);
+            }
+        };
+        self.output_gone |= printed.is_err();
+        Ok(None)
+    }
+
+    async fn on_accept(
+        &mut self,
+        accept: Signed<Accept>,
+        printer: &Printer,
+    ) -> Result<std::io::Result<()>, JobFailure> {
+        let accept = accept.verify().map_err(|why| self.misbehaved(why.to_string()))?;
+        let body = accept.body();
+        if body.lane != self.contract.body().lane || body.contract != self.contract.digest() {
+            return Err(self.misbehaved("it accepted another contract".into()));
+        }
+        if self.accepted.is_some() {
+            return Err(self.misbehaved("it accepted twice".into()));
+        }
+        self.desk.ledger.append(vec![Record::Accept(accept.signed().clone())]).await?;
+        let printed = printer.accepted(&body.lane, self.contract.digest());
+        self.accepted = Some(accept);
+        Ok(printed)
+    }
+
+    fn on_refuse(&self, refusal: Refusal) -> JobFailure {
+        let started = self.accepted.is_some();
+        let failure =
+            Failure::Refused { provider: self.provider, code: refusal.code, reason: refusal.reason, started };
+        let elsewhere = matches!(
+            refusal.code,
+            RefusalCode::UnknownModel
+                | RefusalCode::Busy
+                | RefusalCode::WorkerFailed
+                | RefusalCode::LedgerFailed
+                | RefusalCode::OwnerYield
+                | RefusalCode::Expired
+                | RefusalCode::CreditExhausted
+        );
+        if elsewhere && !started { JobFailure::NotStarted(failure) } else { JobFailure::Final(failure) }
+    }
+
+    fn on_phase(&mut self, phase: Phase, ahead: u32, printer: &Printer) -> std::io::Result<()> {
+        printer.phase(phase, ahead)
+    }
+
+    fn on_output(&mut self, tokens: &[u32], text: &str, printer: &mut Printer) -> std::io::Result<()> {
+        self.lane.delivered(tokens);
+        if !tokens.is_empty() && self.ttft.is_none() {
+            self.ttft = Some(self.desk.begun.elapsed());
+        }
+        if self.output_gone { Ok(()) } else { printer.text(text, tokens.len()) }
+    }
+
+    async fn on_meter(&mut self, meter: Signed<Meter>) -> Result<(), JobFailure> {
+        let meter = meter.verify().map_err(|why| self.misbehaved(why.to_string()))?;
+        let voucher = self
+            .lane
+            .pay(&meter, self.sent.elapsed(), self.rtt)
+            .map_err(|why| Failure::Overclaimed { provider: self.provider, why })?;
+        let key = self.desk.identity.signing_key();
+        let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
+        // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
+        let records = vec![Record::Meter(meter.signed().clone()), Record::Voucher(voucher.signed().clone())];
+        self.desk.ledger.append(records).await?;
+        self.lane.signed(&voucher);
+        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
+    }
+
+    async fn on_receipt(&mut self, receipt: Signed<Receipt>) -> Result<(), JobFailure> {
+        let receipt = receipt.verify().map_err(|why| self.misbehaved(why.to_string()))?;
+        if !self.lane.is_receipt(receipt.body()) {
+            return Err(self.misbehaved("its receipt is not for our voucher".into()));
+        }
+        self.desk.ledger.append(vec![Record::Receipt(receipt.signed().clone())]).await?;
+        self.receipt = Some(receipt.digest());
+        Ok(())
+    }
+
+    async fn on_close(
+        &mut self,
+        close: Signed<Close>,
+        refusal: Option<Refusal>,
+        printer: &mut Printer,
+    ) -> Result<Outcome, JobFailure> {
+        let close = close.verify().map_err(|why| self.misbehaved(why.to_string()))?;
+        let body = close.body();
+        let ours = body.lane == self.contract.body().lane && body.by == self.provider;
+        if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
+            return Err(self.misbehaved("its close is not what was vouched".into()));
+        }
+        self.desk.ledger.append(vec![Record::Close(close.signed().clone())]).await?;
+        self.closed = true;
+        let outcome = self.outcome(body);
+        printer.end_text();
+        // The job is settled whether or not anybody reads of it.
+        let _ = printer.settled(&outcome);
+        // We are done with the stream; the provider knows.
+        let _ = self.writer.close().await;
+        self.verdict(body, refusal, outcome)
+    }
+
+    fn outcome(&self, close: &Close) -> Outcome {
+        Outcome {
+            provider: self.provider,
+            protection: self.quote.protection,
+            usage: self.lane.usage(),
+            amount: self.lane.amount(),
+            vouchers: self.lane.vouchers(),
+            receipt: self.receipt,
+            finish: close.finish,
+            prompt_tokens: close.prompt_tokens.max(self.prompt_tokens),
+            completion_tokens: self.lane.received(),
+            ttft: self.ttft,
+            elapsed: self.desk.begun.elapsed(),
+        }
+    }
+
+    /// Is this end of the job what the person asked for?
+    fn verdict(
+        &self,
+        close: &Close,
+        refusal: Option<Refusal>,
+        outcome: Outcome,
+    ) -> Result<Outcome, JobFailure> {
+        if self.stopping.is_some() {
+            return Err(JobFailure::Final(Failure::Cancelled { tokens: outcome.completion_tokens }));
+        }
+        let ended = |code, reason: &str| {
+            let (code, reason) = match refusal {
+                Some(refusal) => (refusal.code, refusal.reason),
+                None => (code, reason.to_owned()),
+            };
+            JobFailure::Final(Failure::Refused { provider: self.provider, code, reason, started: true })
+        };
+        match close.reason {
+            CloseReason::Completed => Ok(outcome),
+            CloseReason::LimitReached => Err(JobFailure::Final(self.limit_reached(&outcome))),
+            CloseReason::OwnerYield => Err(ended(RefusalCode::OwnerYield, "the owner took the machine back")),
+            CloseReason::ProviderFailed => Err(ended(RefusalCode::WorkerFailed, "its worker failed")),
+            CloseReason::RenterFailed => Err(ended(RefusalCode::VoucherMissing, "it misses a voucher")),
+            CloseReason::RenterCancelled | CloseReason::PeerLost => {
+                Err(ended(RefusalCode::Malformed, "it closed the job as if we had"))
+            }
+        }
+    }
+
+    /// Which of the contract's two limits ended it: the one that has no millisecond left.
+    fn limit_reached(&self, outcome: &Outcome) -> Failure {
+        let (contract, tokens) = (self.contract.body(), outcome.completion_tokens);
+        let paid_ms = outcome.usage.total().get();
+        if outcome.usage.total() >= contract.max_ms {
+            return Failure::TimeReached { provider: self.provider, tokens, paid_ms };
+        }
+        Failure::BudgetReached { budget: contract.max_total, tokens, paid_ms }
+    }
+
+    /// Closes the lane in our own ledger when the provider did not: the last voucher is final.
+    async fn abandon(&mut self, failure: &Failure) {
+        if self.closed || matches!(failure, Failure::Append(_)) {
+            return;
+        }
+        let reason = match failure {
+            Failure::Cancelled { .. } => CloseReason::RenterCancelled,
+            Failure::Misbehaved { .. } | Failure::Overclaimed { .. } | Failure::Refused { .. } => {
+                CloseReason::ProviderFailed
+            }
+            _ => CloseReason::PeerLost,
+        };
+        let close = Close {
+            lane: self.contract.body().lane,
+            by: self.desk.identity.peer(),
+            k: self.lane.vouchers(),
+            amount: self.lane.amount(),
+            reason,
+            finish: FinishReason::Cancelled,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.lane.received(),
+            result: self.contract.digest(),
+            at: wall_clock(),
+        };
+        if let Ok(close) = self.desk.identity.signing_key().sign(close) {
+            // A lane that is closed already keeps its first close; either way it is closed.
+            if let Err(why) = self.desk.ledger.append(vec![Record::Close(close.into_signed())]).await {
+                tracing::warn!(%why, "the lane stays open in our ledger");
+            }
+        }
+        if !matches!(failure, Failure::Unreachable { .. } | Failure::ProviderLost { .. }) {
+            let _ = self.send(&RenterFrame::Cancel).await;
+        }
+        let _ = self.writer.close().await;
+    }
+}
