@@ -10,7 +10,7 @@ use potluck_node::telemetry;
 use crate::command::ledger::{self, LedgerCommand};
 use crate::command::run::{self, RunArgs};
 use crate::error::Failure;
-use crate::output::Printer;
+use crate::output::{Printer, eprintln_prose};
 
 /// Rent GPU time from strangers: a price before the call, a bill that both sides sign.
 #[derive(Debug, Parser)]
@@ -40,7 +40,10 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::init();
+    if let Err(why) = telemetry::start() {
+        eprintln_prose(&format!("error: {why}\n  nothing was spent; unset it, or set it to info"));
+        return ExitCode::from(2);
+    }
     let (mut printer, result) = match cli.command {
         Command::Run(args) => {
             let mut printer = Printer::new(args.json, args.quiet);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use potluck_node::identity::IdentityError;
-use potluck_node::ledger::{AppendError, LedgerError};
+use potluck_node::ledger::{AppendError, LedgerError, ReadError};
 use potluck_node::net::{JoinError, StartError};
 use potluck_node::state::StateError;
 use potluck_protocol::fault::{Fault, RefusalCode};
@@ -156,6 +156,9 @@ pub enum Failure {
     /// The ledger cannot be opened.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
+    /// The ledger's index cannot be read.
+    #[error("{0}")]
+    Read(#[from] ReadError),
     /// The ledger cannot be written: nothing is signed any more.
     #[error("{0}")]
     Append(#[from] AppendError),
@@ -201,7 +204,7 @@ impl Failure {
             Self::Cancelled { .. } => "cancelled",
             Self::State(_) => "state",
             Self::Identity(_) => "identity",
-            Self::Ledger(_) | Self::Append(_) => "ledger",
+            Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
             Self::Network(_) => "network",
             Self::Io { .. } => "io",
             Self::Internal { .. } => "internal",
@@ -227,6 +230,7 @@ impl Failure {
             Self::State(_)
             | Self::Identity(_)
             | Self::Ledger(_)
+            | Self::Read(_)
             | Self::Append(_)
             | Self::Network(_)
             | Self::Io { .. }
@@ -243,7 +247,7 @@ impl Failure {
             Self::NoProvider { .. } | Self::Join(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
-            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Append(_) => 5,
+            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) => 5,
             Self::Cancelled { .. } => 130,
             _ => 1,
         }
@@ -284,7 +288,7 @@ impl Failure {
             Self::State(_) => "nothing was spent; another potluck may be running here: wait for it, or use \
                                another --state-dir"
                 .into(),
-            Self::Identity(_) | Self::Ledger(_) | Self::Append(_) | Self::Io { .. } => {
+            Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) | Self::Io { .. } => {
                 "nothing more will be signed until this is mended".into()
             }
             Self::Network(_) | Self::Internal { .. } => "nothing was spent".into(),

@@ -379,7 +379,7 @@ impl Session<'_> {
         // The job is settled whether or not anybody reads of it.
         let _ = printer.settled(&outcome);
         // We are done with the stream; the provider knows.
-        let _ = self.writer.close().await;
+        let _ = self.writer.close(SEND_LIMIT).await;
         self.verdict(body, refusal, outcome)
     }
 
@@ -471,6 +471,6 @@ impl Session<'_> {
         if !matches!(failure, Failure::Unreachable { .. } | Failure::ProviderLost { .. }) {
             let _ = self.send(&RenterFrame::Cancel).await;
         }
-        let _ = self.writer.close().await;
+        let _ = self.writer.close(SEND_LIMIT).await;
     }
 }

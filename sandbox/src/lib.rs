@@ -1,1 +1,31 @@
-//! Room under construction.
+//! One job's execution, in a process of its own.
+//!
+//! Owns: the supervisor side (start, watch, pause, cancel, kill, reap a worker), the typed protocol
+//! over the socket pair between the two, and the worker itself with its candle engine. Never: talks
+//! to the network, holds a key, knows a price or writes a ledger. Called by `potluckd` through
+//! [`supervisor`] and by `potluck-gpu-worker` through [`worker`]. The daemon parses no model bytes:
+//! everything under [`engine`] runs in the worker (or in a benchmark that wants the engine alone).
+//!
+//! ```text
+//!   potluckd                                potluck-gpu-worker
+//!   supervisor::Worker  <-- ipc::Event ---  worker::run --> engine::Engine
+//!        |                -- ipc::Command->      ^
+//!        +-- reads its log (stderr)              +-- the model: one read-only descriptor
+//! ```
+
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("Potluck runs on Linux only for now: its workers rely on Linux processes and descriptors");
+
+pub mod cpu;
+pub mod engine;
+pub mod exit;
+pub mod ipc;
+pub mod protection;
+pub mod supervisor;
+#[cfg(test)]
+#[path = "../tests/common/model.rs"]
+mod test_model;
+mod text;
+pub mod worker;

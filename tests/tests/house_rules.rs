@@ -96,7 +96,10 @@ fn the_dependencies_that_shape_the_house_have_one_door() {
     let door = |name: &str| -> Option<&str> {
         if name.starts_with("libp2p") || name == "sled" {
             Some("node")
-        } else if ["candle", "tokenizers", "cudarc", "wasmtime", "minijinja"].iter().any(|p| name.starts_with(p)) {
+        } else if ["candle", "tokenizers", "cudarc", "wasmtime", "minijinja"]
+            .iter()
+            .any(|p| name.starts_with(p))
+        {
             Some("sandbox")
         } else {
             None
@@ -114,7 +117,9 @@ fn the_dependencies_that_shape_the_house_have_one_door() {
 #[test]
 fn protocol_has_no_io_clock_or_randomness() {
     let used = dependencies(&manifest("protocol"), &["dependencies", "build-dependencies"]);
-    for banned in ["tokio", "libp2p", "sled", "rand", "rand_core", "getrandom", "rustix", "futures", "tempfile"] {
+    for banned in
+        ["tokio", "libp2p", "sled", "rand", "rand_core", "getrandom", "rustix", "futures", "tempfile"]
+    {
         assert!(!used.contains(banned), "protocol depends on {banned}");
     }
     for path in sources().iter().filter(|path| path.starts_with(root().join("protocol/src"))) {
@@ -157,12 +162,15 @@ fn the_renter_ships_without_engine_or_guest_runtime() {
     let mut queue = vec!["potluck-client".to_owned()];
     while let Some(name) = queue.pop() {
         if reached.insert(name.clone()) {
-            queue.extend(edges.get(&name).unwrap_or_else(|| panic!("Cargo.lock lacks {name}")).iter().cloned());
+            queue.extend(
+                edges.get(&name).unwrap_or_else(|| panic!("Cargo.lock lacks {name}")).iter().cloned(),
+            );
         }
     }
     assert!(reached.contains("libp2p"), "the walk went nowhere");
     for name in &reached {
-        let heavy = ["candle", "wasmtime", "cranelift", "cudarc", "tokenizers", "potluck-sandbox", "potluck-miner"];
+        let heavy =
+            ["candle", "wasmtime", "cranelift", "cudarc", "tokenizers", "potluck-sandbox", "potluck-miner"];
         assert!(!heavy.iter().any(|prefix| name.starts_with(prefix)), "potluck would ship {name}");
     }
 }
@@ -201,7 +209,8 @@ fn no_source_waits_without_a_bound_or_leaves_work_for_later() {
             assert!(!text.contains(word.as_str()), "{} uses {word}", path.display());
         }
         for (number, line) in text.lines().enumerate() {
-            let lint = line.trim_start().strip_prefix("#[allow(").or(line.trim_start().strip_prefix("#![allow("));
+            let lint =
+                line.trim_start().strip_prefix("#[allow(").or(line.trim_start().strip_prefix("#![allow("));
             let reasoned = lint.is_none_or(|rest| rest.contains("reason") || !rest.contains(')'));
             assert!(reasoned, "{}:{}: an allow without a reason", path.display(), number + 1);
         }
@@ -211,8 +220,18 @@ fn no_source_waits_without_a_bound_or_leaves_work_for_later() {
 #[test]
 fn the_top_of_the_repository_holds_only_what_belongs_there() {
     let allowed = [
-        "CHANGELOG.md", "CONTRIBUTING.md", "Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT",
-        "Makefile", "README.md", "SECURITY.md", "clippy.toml", "deny.toml", "rustfmt.toml",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "Makefile",
+        "README.md",
+        "SECURITY.md",
+        "clippy.toml",
+        "deny.toml",
+        "rustfmt.toml",
     ];
     for entry in fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -13,6 +13,7 @@ use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId, hex, unhex};
 use potluck_protocol::job::{ChatMessage, FinishReason, JobSpec, Role, Sampling, job_digest};
 use potluck_protocol::offer::{Hardware, Offer, OfferedModel, Protection, Quote, Terms};
 use potluck_protocol::output::OutputChain;
+use potluck_protocol::sampler::SeededSampler;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt, Usage, Voucher};
 use potluck_protocol::sign::{Signable, Signed, SigningKey, Verified, preimage};
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
@@ -101,7 +102,8 @@ fn story() -> Story {
     };
     let offer = provider.sign(offer_of(provider.peer(), model)).unwrap();
     let quote = provider.sign(quote_of(provider.peer(), renter.peer(), model)).unwrap();
-    let lane = LaneId { renter: renter.peer(), provider: provider.peer(), epoch: 0, lane: 0xfedc_ba98_7654_3210 };
+    let lane =
+        LaneId { renter: renter.peer(), provider: provider.peer(), epoch: 0, lane: 0xfedc_ba98_7654_3210 };
     let contract = Contract {
         lane,
         job: job_digest(&job.to_bytes().unwrap()),
@@ -247,6 +249,24 @@ fn chain_vector(story: &Story) -> Value {
     })
 }
 
+/// Logits whose every value is exact in f32, with ties, and more of them than take part in a draw.
+fn logits() -> Vec<f32> {
+    (0..200u16).map(|id| f32::from((id * 37) % 64) * 0.125).collect()
+}
+
+fn sampler_vector() -> Value {
+    let case = |temperature_milli, top_p_milli, seed| {
+        let sampling = Sampling { max_tokens: 1, temperature_milli, top_p_milli, seed };
+        let mut sampler = SeededSampler::new(&sampling);
+        let tokens: Vec<u32> = (0..24).map(|position| sampler.pick(&logits(), position).unwrap()).collect();
+        json!({ "sampling": sampling, "tokens_by_position": tokens })
+    };
+    json!({
+        "logits": logits(),
+        "cases": [case(0, 1_000, 7), case(700, 950, 7), case(700, 950, 8), case(2_000, 1_000, u64::MAX), case(1_000, 100, 0)],
+    })
+}
+
 /// What each file in the folder must hold.
 fn vectors() -> BTreeMap<&'static str, Value> {
     let story = story();
@@ -261,6 +281,7 @@ fn vectors() -> BTreeMap<&'static str, Value> {
         ("close.json", signed_vector(&story.close, PROVIDER_SEED)),
         ("job.json", job_vector(&story)),
         ("output_chain.json", chain_vector(&story)),
+        ("sampler.json", sampler_vector()),
         ("frames_quote_requests.json", quote_requests(&story)),
         ("frames_quote_responses.json", quote_responses(&story)),
         ("frames_renter.json", renter_frames(&story)),
@@ -370,12 +391,17 @@ fn the_output_chain_is_as_the_specification_says() {
 fn check_frames<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(file: &str) {
     for vector in read(file).as_array().unwrap() {
         let bytes = bytes_at(vector, "bytes");
-        let frame: T = wire::decode(&bytes).unwrap_or_else(|error| panic!("{file} {}: {error}", vector["name"]));
+        let frame: T =
+            wire::decode(&bytes).unwrap_or_else(|error| panic!("{file} {}: {error}", vector["name"]));
         assert_eq!(serde_json::to_value(&frame).unwrap(), vector["frame"], "{file} {}", vector["name"]);
         let mut longer = bytes.clone();
         longer.push(0);
         assert!(wire::decode::<T>(&longer).is_err(), "{file} {}: a byte too many", vector["name"]);
-        assert!(wire::decode::<T>(&bytes[..bytes.len() - 1]).is_err(), "{file} {}: a byte too few", vector["name"]);
+        assert!(
+            wire::decode::<T>(&bytes[..bytes.len() - 1]).is_err(),
+            "{file} {}: a byte too few",
+            vector["name"]
+        );
     }
 }
 

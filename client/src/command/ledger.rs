@@ -99,7 +99,7 @@ fn balance(ledger: &Ledger, us: PeerId, json: bool) -> Result<std::io::Result<()
 }
 
 fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure> {
-    let lanes = ledger.lanes(&Filter { limit: MAX_SHOWN, ..Filter::default() })?;
+    let lanes = ledger.lanes(&Filter { limit: Some(MAX_SHOWN), ..Filter::default() })?;
     if lanes.is_empty() && !json {
         eprintln_prose("no job yet: potluck run smollm2-135m \"hello\"");
     }
@@ -111,7 +111,7 @@ fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure>
                 "{}   {}   {} ms   {}   {} vouchers   {} tokens",
                 lane.lane,
                 lane.peer.short(),
-                lane.load_ms.get() + lane.run_ms.get(),
+                lane.load_ms.saturating_add(lane.run_ms),
                 lane.amount,
                 lane.vouchers,
                 lane.completion_tokens

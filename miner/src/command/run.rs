@@ -1,0 +1,150 @@
+//! `potluckd run`: everything a provider needs, in order, then the run loop.
+//!
+//! Owns: the order of the start. Never: serves (see [`crate::provider`]). What was started is stopped
+//! again when a later step fails.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use potluck_node::identity::Identity;
+use potluck_node::ledger::Ledger;
+use potluck_node::net::{Inbound, Network, NetworkConfig, NetworkLimits, Role};
+use potluck_node::shutdown;
+use potluck_node::state::StateDir;
+use potluck_protocol::unit::GpuMillis;
+use potluck_sandbox::cpu::check_cpu;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::AdmissionPolicy;
+use crate::cli::RunArgs;
+use crate::config::Config;
+use crate::control::Control;
+use crate::desk::{Desk, DeskSetup};
+use crate::error::CommandError;
+use crate::model_file::ModelFile;
+use crate::pricing::PriceList;
+use crate::provider::Provider;
+use crate::report::Reporter;
+use crate::worker_slot::{WorkerPlan, WorkerSlot};
+
+const WORKER_PROGRAM: &str = "potluck-gpu-worker";
+
+pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
+    check_cpu()?;
+    let reporter = Reporter::new(args.json);
+    let dir = args.state.dir();
+    let state = StateDir::open(&dir)?;
+    let config = merged(Config::load(state.path())?, args);
+    let plan = WorkerPlan { program: worker_program()?, device: config.device, threads: config.threads };
+    let identity = Identity::load_or_create(&state.key_path())?;
+    let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
+    let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CommandError::System { doing: "start the runtime", source })?;
+    runtime.block_on(async {
+        let stop = shutdown::on_signals()
+            .map_err(|source| CommandError::System { doing: "watch for signals", source })?;
+        let (network, inbound) = start_network(&identity, &config).await?;
+        let addresses: Vec<_> = network.listeners().await.iter().map(ToString::to_string).collect();
+        reporter.listening(identity.peer(), &addresses);
+        let slots: Vec<_> = models.into_iter().map(|model| WorkerSlot::new(plan.clone(), model)).collect();
+        let setup = DeskSetup {
+            identity,
+            ledger,
+            prices: PriceList {
+                run: config.price,
+                max_job: GpuMillis::new(config.max_job_seconds.saturating_mul(1_000)),
+            },
+            policy: AdmissionPolicy { queue: config.queue, credit_limit: config.credit_limit },
+            slots,
+        };
+        let desk = Desk::new(setup, first_serial()?);
+        let started = start_workers(&desk, &stop, reporter).await;
+        match started {
+            Ok(true) => {
+                let control = Control::bind(state.path())?;
+                let has_bootstrap = !config.bootstrap.is_empty();
+                Provider { desk, network, inbound, control, has_bootstrap, reporter }.run(stop).await;
+            }
+            Ok(false) => network.shutdown().await,
+            Err(error) => {
+                network.shutdown().await;
+                return Err(error);
+            }
+        }
+        reporter.stopped();
+        Ok(())
+    })
+}
+
+/// The file's settings with the flags over them.
+fn merged(mut config: Config, args: RunArgs) -> Config {
+    if !args.listen.is_empty() {
+        config.listen = args.listen;
+    }
+    if !args.bootstrap.is_empty() {
+        config.bootstrap = args.bootstrap;
+    }
+    if !args.model.is_empty() {
+        config.models = args.model;
+    }
+    config.price = args.price.unwrap_or(config.price);
+    config.device = args.device.unwrap_or(config.device);
+    config.threads = args.threads.or(config.threads);
+    config
+}
+
+/// `$POTLUCK_WORKER`, else the program next to this one.
+fn worker_program() -> Result<PathBuf, CommandError> {
+    let path = match std::env::var_os("POTLUCK_WORKER").filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let me = std::env::current_exe()
+                .map_err(|source| CommandError::System { doing: "find this program", source })?;
+            me.parent().unwrap_or(Path::new(".")).join(WORKER_PROGRAM)
+        }
+    };
+    if path.is_file() { Ok(path) } else { Err(CommandError::NoWorkerProgram { path }) }
+}
+
+/// A place to start counting quotes that no earlier run used.
+fn first_serial() -> Result<u64, CommandError> {
+    getrandom::u64().map_err(|error| CommandError::System {
+        doing: "draw a random number",
+        source: std::io::Error::other(error.to_string()),
+    })
+}
+
+async fn start_network(identity: &Identity, config: &Config) -> Result<(Network, Inbound), CommandError> {
+    let network = NetworkConfig {
+        listen: config.listen.clone(),
+        bootstrap: config.bootstrap.clone(),
+        external: config.external.clone(),
+        role: Role::Provider,
+        limits: NetworkLimits::default(),
+    };
+    Ok(Network::start(identity, network).await?)
+}
+
+/// Loads every model; false when the owner stopped it on the way.
+async fn start_workers(
+    desk: &Arc<Desk>,
+    stop: &CancellationToken,
+    reporter: Reporter,
+) -> Result<bool, CommandError> {
+    for slot in desk.slots() {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(false),
+            started = slot.start(reporter) => started?,
+        }
+    }
+    let ready: Vec<_> = desk.slots().iter().filter_map(|slot| slot.as_ready_model()).collect();
+    if let Err(error) = desk.renew_offer() {
+        tracing::error!(%error, "the offer cannot be signed");
+    }
+    reporter.ready(desk.me(), &ready, desk.prices().run);
+    Ok(true)
+}

@@ -1,0 +1,70 @@
+//! The ledger as `potluckd ledger` shows it.
+//!
+//! Owns: the JSON of balances and receipts. Never: adds anything up (the ledger does) or prints.
+//! Called by the control socket while potluckd runs, and by the command when it does not.
+
+use potluck_node::catalogue;
+use potluck_node::ledger::{Filter, LaneSummary, Ledger, ReadError};
+use potluck_protocol::id::PeerId;
+use serde_json::{Value, json};
+
+/// What peers owe, in nano-credits.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub(crate) fn balance(ledger: &Ledger, me: PeerId) -> Result<Value, ReadError> {
+    let totals = ledger.totals()?;
+    let pairs: Vec<_> = ledger
+        .pairs()?
+        .into_iter()
+        .map(|pair| {
+            json!({
+                "peer": pair.peer,
+                "balance_nanocredits": number(pair.balance),
+                "lanes": pair.lanes,
+                "open": pair.open,
+            })
+        })
+        .collect();
+    Ok(json!({
+        "peer": me,
+        "owed_to_us_nanocredits": number(totals.owed_to_us),
+        "we_owe_nanocredits": number(totals.we_owe),
+        "balance_nanocredits": number(totals.balance),
+        "pairs": pairs,
+    }))
+}
+
+/// The last `limit` jobs, newest first.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub(crate) fn receipts(ledger: &Ledger, limit: usize) -> Result<Value, ReadError> {
+    let filter = Filter { limit: Some(limit), ..Filter::default() };
+    let receipts: Vec<_> = ledger.lanes(&filter)?.iter().map(receipt).collect();
+    Ok(json!({"receipts": receipts}))
+}
+
+fn receipt(lane: &LaneSummary) -> Value {
+    json!({
+        "job": lane.lane.to_string(),
+        "role": lane.role,
+        "peer": lane.peer,
+        "opened_unix_ms": lane.opened.get(),
+        "model": lane.model,
+        "model_name": lane.model.and_then(catalogue::name_of),
+        "gpu_ms": lane.run_ms.saturating_add(lane.load_ms),
+        "amount_nanocredits": lane.amount.get(),
+        "vouchers": lane.vouchers,
+        "receipts": lane.receipts,
+        "prompt_tokens": lane.prompt_tokens,
+        "completion_tokens": lane.completion_tokens,
+        "reason": lane.reason,
+        "receipt": lane.receipt.map(|digest| digest.to_string()),
+    })
+}
+
+/// JSON has no 128-bit numbers; no ledger comes near 9 billion credits.
+fn number(nanos: i128) -> i64 {
+    i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
+}

@@ -1,0 +1,271 @@
+//! The books of one accepted job: what was done, claimed, paid and receipted.
+//!
+//! Owns: [`MeteredRun`], made only from an [`AdmittedJob`]; the order "sign, make durable, send". Never:
+//! decides when to meter or when to stop ([`crate::driver`] does). It ends with [`MeteredRun::close`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use potluck_node::ledger::{AppendError, Record};
+use potluck_protocol::fault::RefusalCode;
+use potluck_protocol::id::LaneId;
+use potluck_protocol::job::FinishReason;
+use potluck_protocol::lane::{MeterError, ProviderLane, VoucherRefused};
+use potluck_protocol::output::OutputChain;
+use potluck_protocol::settle::{Close, CloseReason, Contract, Phase, Usage, Voucher};
+use potluck_protocol::sign::{SignError, Signed, Verified};
+use potluck_protocol::unit::{GpuMillis, NanoCredit};
+use potluck_protocol::wire::{ProviderFrame, Refusal};
+use thiserror::Error;
+
+use crate::admission::AdmittedJob;
+use crate::clock::wall_now;
+use crate::desk::{Desk, boxed};
+use crate::frames::{JobWire, StreamFault};
+use crate::meter::MeterClock;
+
+/// Why a job's account cannot go on.
+#[derive(Debug, Error)]
+pub enum AccountFault {
+    /// The renter is not there any more. Fault: renter or network.
+    #[error(transparent)]
+    Stream(#[from] StreamFault),
+    /// Our ledger takes no record. Fault: provider.
+    #[error("the provider's ledger cannot be written: {0}")]
+    Ledger(#[from] AppendError),
+    /// We cannot sign. Fault: provider.
+    #[error("the provider cannot sign: {0}")]
+    Sign(SignError),
+    /// Our own clock or order of calls is wrong. Fault: provider.
+    #[error(transparent)]
+    Meter(#[from] MeterError),
+    /// The voucher's signature is wrong. Fault: renter.
+    #[error("the voucher cannot be believed: {0}")]
+    BadVoucher(SignError),
+    /// The voucher does not pay what is due. Fault: renter.
+    #[error(transparent)]
+    WrongVoucher(#[from] VoucherRefused),
+}
+
+/// How a job ended, as its books say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Why.
+    pub reason: CloseReason,
+    /// How the answer ended.
+    pub finish: FinishReason,
+    /// What the renter is told besides.
+    pub refusal: Option<Refusal>,
+    /// Is the time since the last meter still to be claimed?
+    pub bill_rest: bool,
+}
+
+impl Ending {
+    /// The answer is whole.
+    #[must_use]
+    pub fn completed(finish: FinishReason) -> Self {
+        Self { reason: CloseReason::Completed, finish, refusal: None, bill_rest: true }
+    }
+
+    /// Stopped in good order: what was done is billed.
+    #[must_use]
+    pub fn stopped(reason: CloseReason, refusal: Option<Refusal>) -> Self {
+        Self { reason, finish: FinishReason::Cancelled, refusal, bill_rest: true }
+    }
+
+    /// Failed: nothing more is billed.
+    #[must_use]
+    pub fn failed(reason: CloseReason, code: RefusalCode, why: impl Into<String>) -> Self {
+        let refusal = Some(Refusal::new(code, why));
+        Self { reason, finish: FinishReason::Cancelled, refusal, bill_rest: false }
+    }
+
+    /// The end that a fault of the account brings.
+    #[must_use]
+    pub fn of_fault(fault: &AccountFault) -> Self {
+        let why = fault.to_string();
+        match fault {
+            AccountFault::Stream(StreamFault::Malformed(_)) => {
+                Self::failed(CloseReason::RenterFailed, RefusalCode::Malformed, why)
+            }
+            AccountFault::Stream(_) => Self {
+                reason: CloseReason::PeerLost,
+                finish: FinishReason::Cancelled,
+                refusal: None,
+                bill_rest: false,
+            },
+            AccountFault::Ledger(_) => {
+                Self::failed(CloseReason::ProviderFailed, RefusalCode::LedgerFailed, why)
+            }
+            AccountFault::Sign(_) | AccountFault::Meter(_) => {
+                Self::failed(CloseReason::ProviderFailed, RefusalCode::WorkerFailed, why)
+            }
+            AccountFault::BadVoucher(_) | AccountFault::WrongVoucher(_) => {
+                Self::failed(CloseReason::RenterFailed, RefusalCode::VoucherMissing, why)
+            }
+        }
+    }
+}
+
+/// The account of one running job.
+#[derive(Debug)]
+pub struct MeteredRun {
+    desk: Arc<Desk>,
+    contract: Verified<Contract>,
+    lane: ProviderLane,
+    chain: OutputChain,
+    /// Worker time.
+    pub clock: MeterClock,
+    /// When the open meter was sent.
+    asked: Option<Instant>,
+    prompt_tokens: u32,
+}
+
+impl MeteredRun {
+    /// Opens the books of an admitted job.
+    #[must_use]
+    pub fn open(desk: Arc<Desk>, job: &AdmittedJob, now: Instant) -> Self {
+        let contract = job.verified().signed_contract().clone();
+        Self {
+            lane: ProviderLane::new(&contract),
+            chain: OutputChain::new(contract.digest()),
+            clock: MeterClock::new(now),
+            asked: None,
+            prompt_tokens: 0,
+            desk,
+            contract,
+        }
+    }
+
+    /// Which job.
+    #[must_use]
+    pub fn lane_id(&self) -> LaneId {
+        self.contract.body().lane
+    }
+
+    /// What the renter bound itself to.
+    #[must_use]
+    pub fn contract(&self) -> &Contract {
+        self.contract.body()
+    }
+
+    /// The account's state, to ask it what is due.
+    #[must_use]
+    pub fn account(&self) -> &ProviderLane {
+        &self.lane
+    }
+
+    /// How long the job may run, to the millisecond.
+    #[must_use]
+    pub fn run_limit(&self, now: Instant) -> GpuMillis {
+        self.lane.run_limit(self.clock.usage(now).load)
+    }
+
+    /// When the open meter was sent; `None` when all is paid.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.asked
+    }
+
+    /// Notes that the prompt was read.
+    pub fn started(&mut self, prompt_tokens: u32) {
+        self.prompt_tokens = prompt_tokens;
+    }
+
+    /// Notes tokens that are about to be sent.
+    pub fn produced(&mut self, tokens: &[u32]) {
+        self.chain.extend(tokens);
+    }
+
+    /// Is there anything to bill that no meter claims yet?
+    #[must_use]
+    pub fn has_rest(&self, now: Instant) -> bool {
+        self.lane.vouchers() > 0 || self.chain.tokens() > 0 || self.clock.usage(now) != Usage::default()
+    }
+
+    /// Claims the work so far: signed, durable, then sent.
+    ///
+    /// # Errors
+    /// When it cannot be signed, kept or sent, or one is open already.
+    pub async fn claim(&mut self, wire: &mut JobWire, last: bool) -> Result<(), AccountFault> {
+        let body = self.lane.meter(self.clock.usage(Instant::now()), &self.chain, last)?;
+        let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
+        self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        self.lane.metered(&meter);
+        self.asked = Some(Instant::now());
+        wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
+        Ok(())
+    }
+
+    /// Takes a voucher: checked, durable with its receipt, then the receipt is sent.
+    ///
+    /// # Errors
+    /// When the voucher breaks a law, or the receipt cannot be signed, kept or sent.
+    pub async fn paid(&mut self, wire: &mut JobWire, voucher: Signed<Voucher>) -> Result<(), AccountFault> {
+        let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
+        let body = self.lane.accept(&voucher)?;
+        let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
+        let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
+        self.desk.ledger().append(records).await?;
+        if !self.lane.is_unpaid() {
+            self.asked = None;
+        }
+        wire.send(&ProviderFrame::Receipt(boxed(&receipt))).await?;
+        Ok(())
+    }
+
+    /// Closes the books and says so to the renter, if it is still there.
+    pub async fn close(mut self, wire: JobWire, ending: Ending) -> Closed {
+        self.clock.enter(Phase::Stalled, Instant::now());
+        let closed = Closed {
+            lane: self.lane_id(),
+            reason: ending.reason,
+            run: self.lane.paid().total(),
+            amount: self.lane.amount(),
+            completion_tokens: self.chain.tokens(),
+            why: ending.refusal.as_ref().map(|refusal| refusal.reason.clone()),
+        };
+        let body = Close {
+            lane: self.lane_id(),
+            by: self.desk.me(),
+            k: self.lane.vouchers(),
+            amount: self.lane.amount(),
+            reason: ending.reason,
+            finish: ending.finish,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.chain.tokens(),
+            result: self.chain.head(),
+            at: wall_now(),
+        };
+        match self.desk.sign(body) {
+            Ok(close) => {
+                if let Err(error) =
+                    self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
+                {
+                    tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
+                }
+                let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
+                wire.finish(&frame).await;
+            }
+            Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
+        }
+        closed
+    }
+}
+
+/// A job's last figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// Which.
+    pub lane: LaneId,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// Time paid for.
+    pub run: GpuMillis,
+    /// What is owed for it.
+    pub amount: NanoCredit,
+    /// Tokens written.
+    pub completion_tokens: u32,
+    /// In words, when it did not end by itself.
+    pub why: Option<String>,
+}

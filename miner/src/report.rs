@@ -1,0 +1,205 @@
+//! What `potluckd run` tells its owner as things happen.
+//!
+//! Owns: the lines, as prose on stderr or as one JSON object a line on stdout. Never: logs (tracing
+//! does) or fails: an owner who closed the terminal stops nothing. Called by the run loop and jobs.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use potluck_protocol::id::{LaneId, PeerId};
+use potluck_protocol::unit::Rate;
+use potluck_protocol::wire::Refusal;
+use serde_json::{Value, json};
+
+use crate::metered::Closed;
+
+/// Tells the owner; clones tell the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Reporter {
+    json: bool,
+}
+
+/// A model that is ready, for [`Reporter::ready`].
+#[derive(Debug, Clone)]
+pub struct ReadyModel {
+    /// As people call it.
+    pub name: String,
+    /// What it is filed under: `cpu` or `cuda`.
+    pub device: String,
+    /// What it runs on, as people call it.
+    pub hardware: String,
+    /// How long it took to load.
+    pub warm: Duration,
+    /// What stands between a job and the machine.
+    pub protection: String,
+}
+
+impl Reporter {
+    /// Prose, or JSON lines.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// We can be dialled at these addresses.
+    pub fn listening(&self, peer: PeerId, addresses: &[String]) {
+        self.tell(json!({"event": "listening", "peer": peer, "addresses": addresses}), || {
+            format!("listening as {peer}\n  at {}", addresses.join("\n  at "))
+        });
+    }
+
+    /// No bootstrap is set.
+    pub fn alone(&self) {
+        self.tell(json!({"event": "alone"}), || {
+            "no bootstrap is set: only renters that dial this address directly find this machine".into()
+        });
+    }
+
+    /// We are in the network.
+    pub fn joined(&self, via: PeerId, address: &str) {
+        self.tell(json!({"event": "joined", "via": via, "address": address}), || {
+            format!("joined the network through {} at {address}", via.short())
+        });
+    }
+
+    /// No bootstrap answers yet.
+    pub fn not_joined(&self, why: &str, retry: Duration) {
+        self.tell(json!({"event": "not_joined", "reason": why, "retry_ms": millis(retry)}), || {
+            format!("not in the network yet: {why}; trying again in {} s", retry.as_secs())
+        });
+    }
+
+    /// A model is being read.
+    pub fn loading(&self, model: &str, done_bytes: u64, total_bytes: u64) {
+        let event = json!({
+            "event": "loading", "model": model, "done_bytes": done_bytes, "total_bytes": total_bytes,
+        });
+        // Prose says only the beginning: nothing scrolls for a spinner.
+        if self.json || done_bytes == 0 {
+            self.tell(event, || format!("loading {model} ({} MB)", total_bytes / 1_000_000));
+        }
+    }
+
+    /// Jobs are taken from now on.
+    pub fn ready(&self, peer: PeerId, models: &[ReadyModel], price: Rate) {
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        let first = models.first();
+        let warm = models.iter().map(|model| model.warm).max().unwrap_or_default();
+        let event = json!({
+            "event": "ready",
+            "peer": peer,
+            "models": names,
+            "device": first.map(|model| &model.device),
+            "hardware": first.map(|model| &model.hardware),
+            "price_per_hour": price.to_string(),
+            "warm_ms": millis(warm),
+            "protection": first.map(|model| &model.protection),
+        });
+        self.tell(event, || {
+            let device = first.map_or("", |model| model.hardware.as_str());
+            let protection = first.map_or("", |model| model.protection.as_str());
+            let names = names.join(", ");
+            format!(
+                "ready: {names} on {device} at {price}, warm in {:.1} s\nprotection: none yet ({protection})",
+                warm.as_secs_f32()
+            )
+        });
+    }
+
+    /// A worker died.
+    pub fn worker_lost(&self, model: &str, why: &str, retry: Duration) {
+        let event = json!({"event": "worker_lost", "model": model, "reason": why, "retry_ms": millis(retry)});
+        self.tell(event, || {
+            format!("the worker of {model} is down ({why}); starting it anew in {:.1} s", retry.as_secs_f32())
+        });
+    }
+
+    /// A worker is back.
+    pub fn worker_back(&self, model: &str) {
+        self.tell(json!({"event": "worker_back", "model": model}), || {
+            format!("the worker of {model} is back")
+        });
+    }
+
+    /// A job was accepted.
+    pub fn job_accepted(&self, lane: LaneId) {
+        let event = json!({
+            "event": "job", "job": lane.to_string(), "renter": lane.renter, "state": "accepted",
+        });
+        self.tell(event, || format!("{lane} from {} accepted", lane.renter.short()));
+    }
+
+    /// A job was refused.
+    pub fn job_refused(&self, renter: PeerId, refusal: &Refusal) {
+        let (code, reason) = (refusal.code.name(), refusal.reason.as_str());
+        let event = json!({
+            "event": "job", "renter": renter, "state": "refused", "code": code, "reason": reason,
+        });
+        self.tell(event, || format!("a job from {} was refused: {reason}", renter.short()));
+    }
+
+    /// A job is over.
+    pub fn job_closed(&self, closed: &Closed) {
+        let event = json!({
+            "event": "job",
+            "job": closed.lane.to_string(),
+            "renter": closed.lane.renter,
+            "state": "closed",
+            "reason": closed.reason,
+            "gpu_ms": closed.run.get(),
+            "amount_nanocredits": closed.amount.get(),
+            "completion_tokens": closed.completion_tokens,
+            "why": closed.why,
+        });
+        self.tell(event, || {
+            let why = closed.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!(
+                "{} {}{why} ({} ms, {}, {} tokens)",
+                closed.lane,
+                reason_words(closed),
+                closed.run.get(),
+                closed.amount,
+                closed.completion_tokens
+            )
+        });
+    }
+
+    /// The owner asked us to stop.
+    pub fn stopping(&self, jobs: usize) {
+        self.tell(json!({"event": "stopping", "jobs": jobs}), || format!("stopping ({jobs} jobs to settle)"));
+    }
+
+    /// We are done.
+    pub fn stopped(&self) {
+        self.tell(json!({"event": "stopped"}), || "stopped".into());
+    }
+
+    fn tell(&self, event: Value, prose: impl FnOnce() -> String) {
+        let written = if self.json {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{event}").and_then(|()| out.flush())
+        } else {
+            writeln!(std::io::stderr().lock(), "{}", prose())
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "nobody reads the reports");
+        }
+    }
+}
+
+fn reason_words(closed: &Closed) -> &'static str {
+    use potluck_protocol::settle::CloseReason as Reason;
+    match closed.reason {
+        Reason::Completed => "completed",
+        Reason::RenterCancelled => "cancelled by the renter",
+        Reason::LimitReached => "reached its limit",
+        Reason::OwnerYield => "stopped for the owner",
+        Reason::ProviderFailed => "failed here",
+        Reason::RenterFailed => "failed at the renter",
+        Reason::PeerLost => "lost its renter",
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

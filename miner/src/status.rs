@@ -1,0 +1,100 @@
+//! How a running provider is doing.
+//!
+//! Owns: the JSON of `potluckd status` and its prose. Never: measures or changes anything. Called by
+//! the control socket (JSON) and the command (prose).
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use potluck_node::net::Network;
+use potluck_protocol::unit::dollars;
+use serde_json::{Value, json};
+
+use crate::desk::Desk;
+use crate::ledger_view;
+use crate::worker_slot::protection_summary;
+
+/// Everything at once.
+pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Value {
+    let models: Vec<_> = desk
+        .slots()
+        .iter()
+        .map(|slot| {
+            let ready = slot.ready();
+            json!({
+                "name": slot.model().name,
+                "model": slot.model().hash,
+                "warm": ready.is_some(),
+                "device": ready.as_ref().map(|ready| &ready.hardware.class),
+                "context_tokens": ready.as_ref().map(|ready| ready.ware.context_tokens),
+            })
+        })
+        .collect();
+    let first = desk.slots().iter().find_map(|slot| slot.ready());
+    let balance = ledger_view::balance(desk.ledger(), desk.me());
+    json!({
+        "peer": desk.me(),
+        "uptime_ms": u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "models": models,
+        "device": first.as_ref().map(|ready| &ready.hardware.class),
+        "hardware": first.as_ref().map(|ready| &ready.hardware.name),
+        "price_per_hour": desk.prices().run.to_string(),
+        "protection": "none",
+        "protection_detail": protection_summary(),
+        "jobs": {
+            "running": desk.running(),
+            "done": desk.counts.done.load(Ordering::Relaxed),
+            "ended_early": desk.counts.ended_early.load(Ordering::Relaxed),
+        },
+        "balance_nanocredits": balance.ok().and_then(|view| view.get("balance_nanocredits").cloned()),
+        "addresses": network.listeners().await.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "network": network.snapshot().await.ok(),
+    })
+}
+
+/// The same for people, one thing a line.
+#[must_use]
+pub(crate) fn prose(status: &Value) -> String {
+    let text = |key: &str| status.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+    let count = |key: &str| status.pointer(&format!("/jobs/{key}")).and_then(Value::as_u64).unwrap_or(0);
+    let names: Vec<_> = status
+        .get("models")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|model| {
+            let warm = model.get("warm").and_then(Value::as_bool).unwrap_or(false);
+            let name = model.get("name").and_then(Value::as_str).unwrap_or("?");
+            format!("{name} ({})", if warm { "warm" } else { "loading" })
+        })
+        .collect();
+    let owed = status.get("balance_nanocredits").and_then(Value::as_i64).unwrap_or(0);
+    let uptime = status.get("uptime_ms").and_then(Value::as_u64).unwrap_or(0) / 1_000;
+    let addresses = status.get("addresses").and_then(Value::as_array).map_or(0, Vec::len);
+    [
+        format!("serving   {} on {} at {}", names.join(", "), text("hardware"), text("price_per_hour")),
+        format!(
+            "jobs      {} running or queued, {} done, {} ended early",
+            count("running"),
+            count("done"),
+            count("ended_early")
+        ),
+        format!("balance   {} (IOUs of renters less our own)", dollars(i128::from(owed), true)),
+        format!("network   {} at {addresses} addresses", text("peer")),
+        format!("jail      none yet ({})", text("protection_detail")),
+        format!("up        {}:{:02}:{:02}", uptime / 3_600, uptime / 60 % 60, uptime % 60),
+    ]
+    .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_answer_is_shown_as_far_as_it_goes() {
+        let shown = prose(&json!({"models": [{"name": "m", "warm": true}], "balance_nanocredits": 1_500}));
+        assert!(shown.starts_with("serving   m (warm) on ? at ?\n"), "{shown}");
+        assert!(shown.contains("+$0.0000015"), "{shown}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Opening the listening sockets at start.
+//!
+//! Owns: the wait until every socket listens, and the words for those that cannot. Never: runs
+//! after start. Called by [`super::Network::start`].
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use futures::StreamExt as _;
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, TransportError};
+use tokio::time::timeout;
+
+use super::addresses::socket_name;
+use super::errands::root_cause;
+use super::error::StartError;
+use super::event_loop::EventLoop;
+use super::limits::LISTEN_WITHIN;
+
+/// Listens on every address, and returns when each socket has reported where.
+pub(super) async fn listen_on_all(
+    network: &mut EventLoop,
+    addresses: &[Multiaddr],
+) -> Result<(), StartError> {
+    let mut waiting: HashMap<ListenerId, Multiaddr> = HashMap::new();
+    for address in addresses {
+        check_tcp_port_is_free(address)?;
+        let id = network.swarm.listen_on(address.clone()).map_err(|error| match error {
+            TransportError::MultiaddrNotSupported(_) => StartError::Listen {
+                address: address.clone(),
+                problem: "not an address like /ip4/0.0.0.0/udp/4101/quic-v1 or \
+                          /ip4/0.0.0.0/tcp/4101"
+                    .to_owned(),
+            },
+            TransportError::Other(error) => refusal(address, &error),
+        })?;
+        waiting.insert(id, address.clone());
+    }
+    let listening = async {
+        while !waiting.is_empty() {
+            let event = network.swarm.select_next_some().await;
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => {
+                    waiting.remove(listener_id);
+                }
+                SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
+                    if let Some(address) = waiting.remove(listener_id) {
+                        return Err(refusal(&address, error));
+                    }
+                }
+                _ => {}
+            }
+            // The first sockets may have visitors while the last one opens.
+            network.on_swarm_event(event);
+        }
+        Ok(())
+    };
+    match timeout(LISTEN_WITHIN, listening).await {
+        Ok(listening) => listening,
+        Err(_) => match waiting.into_values().next() {
+            Some(address) => Err(StartError::ListenTimedOut { address, within: LISTEN_WITHIN }),
+            None => Ok(()),
+        },
+    }
+}
+
+/// libp2p's TCP listeners share their port with any other process of the same user
+/// (`SO_REUSEPORT`), so that a second bootstrap would silently take half of the first one's
+/// connections. A plain socket tells.
+fn check_tcp_port_is_free(address: &Multiaddr) -> Result<(), StartError> {
+    let mut parts = address.iter();
+    let host = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::from(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::from(ip),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind(SocketAddr::new(host, port))
+            .map(drop)
+            .map_err(|error| refusal(address, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn refusal(address: &Multiaddr, error: &io::Error) -> StartError {
+    let address = address.clone();
+    if is_in_use(error) {
+        StartError::PortInUse { socket: socket_name(&address), address }
+    } else {
+        StartError::Listen { address, problem: root_cause(error) }
+    }
+}
+
+/// Looks through libp2p's wrappings for the system's "address in use".
+fn is_in_use(error: &io::Error) -> bool {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        return true;
+    }
+    let mut inner = error.get_ref().map(|inner| inner as &(dyn Error + 'static));
+    while let Some(error) = inner {
+        if error.downcast_ref::<io::Error>().is_some_and(is_in_use) {
+            return true;
+        }
+        inner = error.source();
+    }
+    false
+}

@@ -1,0 +1,178 @@
+//! The daemon's end of the socket pair.
+//!
+//! Owns: bytes to events and commands to bytes on a non-blocking socket. Never: loses or doubles a
+//! byte when the future that waits is dropped: all state is in the channel, so every method here is
+//! cancel-safe. Called by [`crate::supervisor`].
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use tokio::net::UnixStream;
+
+use super::{Command, Event, IpcError, LENGTH_BYTES, MAX_COMMAND_BYTES, MAX_EVENT_BYTES, checked_len};
+use super::{decode_event, encode_command};
+
+/// Bytes read from the socket at once.
+const READ_BYTES: usize = 16 * 1024;
+/// Commands may wait for a worker that does not read, but not without end: one job and some words.
+const MAX_UNSENT_BYTES: usize = 2 * MAX_COMMAND_BYTES;
+
+/// A framed, bounded, cancel-safe channel to one worker.
+#[derive(Debug)]
+pub struct Channel {
+    socket: UnixStream,
+    received: Received,
+    unsent: VecDeque<u8>,
+}
+
+impl Channel {
+    /// Takes the daemon's end of a socket pair.
+    ///
+    /// # Errors
+    /// The socket's own. Must be called inside a tokio runtime.
+    pub fn new(socket: StdUnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = UnixStream::from_std(socket)?;
+        Ok(Self { socket, received: Received::default(), unsent: VecDeque::new() })
+    }
+
+    /// Queues a command and sends what the socket takes at once; the rest goes out during
+    /// [`Channel::next`].
+    ///
+    /// # Errors
+    /// [`IpcError`] when the socket is gone or the worker has not read for too long.
+    pub fn send(&mut self, command: &Command) -> Result<(), IpcError> {
+        let frame = encode_command(command)?;
+        let len = self.unsent.len().saturating_add(frame.len());
+        if len > MAX_UNSENT_BYTES {
+            return Err(IpcError::FrameTooLong { len, max: MAX_UNSENT_BYTES });
+        }
+        self.unsent.extend(frame);
+        self.flush()
+    }
+
+    /// Waits for the next event; `None` when the worker closed the socket between two.
+    ///
+    /// # Errors
+    /// [`IpcError`] when what comes is no event, or the socket fails.
+    pub async fn next(&mut self) -> Result<Option<Event>, IpcError> {
+        loop {
+            if let Some(event) = self.received.pop()? {
+                return Ok(Some(event));
+            }
+            let interest = if self.unsent.is_empty() {
+                tokio::io::Interest::READABLE
+            } else {
+                tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE
+            };
+            let ready = self.socket.ready(interest).await?;
+            if ready.is_writable() {
+                // A worker that is gone shows below, after its last words were read.
+                match self.flush() {
+                    Err(IpcError::Io(e)) if is_gone(&e) => self.unsent.clear(),
+                    other => other?,
+                }
+            }
+            if (ready.is_readable() || ready.is_read_closed()) && !self.fill()? {
+                return if self.received.bytes.is_empty() { Ok(None) } else { Err(IpcError::Cut) };
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), IpcError> {
+        while !self.unsent.is_empty() {
+            match self.socket.try_write(self.unsent.make_contiguous()) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once; false at the end of the stream.
+    fn fill(&mut self) -> Result<bool, IpcError> {
+        let mut chunk = [0; READ_BYTES];
+        match self.socket.try_read(&mut chunk) {
+            Ok(0) => Ok(false),
+            Ok(count) => {
+                self.received.bytes.extend(&chunk[..count]);
+                Ok(true)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(e) if is_gone(&e) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+}
+
+/// Bytes that came and are not yet events; at most one event and one read long.
+#[derive(Debug, Default)]
+struct Received {
+    bytes: Vec<u8>,
+}
+
+impl Received {
+    fn pop(&mut self) -> Result<Option<Event>, IpcError> {
+        let Some(head) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let end = LENGTH_BYTES + checked_len(*head, MAX_EVENT_BYTES)?;
+        let Some(body) = self.bytes.get(LENGTH_BYTES..end) else { return Ok(None) };
+        let event = decode_event(body)?;
+        self.bytes.drain(..end);
+        Ok(Some(event))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{encode_event, tests as made};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn events_come_out_however_the_bytes_are_cut(
+            events in prop::collection::vec(made::event(), 1..6), cut in 1usize..50,
+        ) {
+            let bytes: Vec<u8> = events.iter().flat_map(|e| encode_event(e).unwrap()).collect();
+            let mut received = Received::default();
+            let mut out = Vec::new();
+            for chunk in bytes.chunks(cut) {
+                received.bytes.extend(chunk);
+                while let Some(event) = received.pop().unwrap() {
+                    out.push(event);
+                }
+            }
+            prop_assert_eq!(out, events);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut received = Received { bytes };
+            while let Ok(Some(_)) = received.pop() {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_wait_loses_nothing() {
+        use std::io::Write as _;
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let mut channel = Channel::new(ours).unwrap();
+        let frame = encode_event(&Event::Hello { version: 300 }).unwrap();
+        for byte in &frame {
+            let waited = tokio::time::timeout(std::time::Duration::from_millis(5), channel.next()).await;
+            assert!(waited.is_err());
+            theirs.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(channel.next().await.unwrap(), Some(Event::Hello { version: 300 }));
+        theirs.write_all(&frame[..3]).unwrap();
+        drop(theirs);
+        assert!(matches!(channel.next().await, Err(IpcError::Cut)));
+    }
+}

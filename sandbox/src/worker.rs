@@ -1,0 +1,259 @@
+//! The worker process: loads the model behind its descriptor and answers jobs until told to leave.
+//!
+//! Owns: the process's two threads (one listens, one computes) and the edge at which an engine panic
+//! is caught. Never: opens a file, knows the network, keys, prices or the model's hash, and never
+//! outlives its daemon: when the socket closes, it is gone within a second, in the middle of a token
+//! if need be. Called by `potluck-gpu-worker`; sync, no tokio.
+//!
+//! Descriptors: 0 is its end of the socket pair, 1 is the model, opened read-only, 2 is its log.
+//!
+//! The parent-death signal is not used: it fires when the *thread* that started the process ends,
+//! and a daemon's runtime ends idle threads. The closed socket says the same and says it reliably.
+
+mod switch;
+
+use std::any::Any;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use potluck_protocol::job::JobSpec;
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::cpu::check_cpu;
+use crate::engine::{DeviceChoice, Engine, EngineEvent};
+use crate::exit::WorkerExit;
+use crate::ipc::order::CommandOrder;
+use crate::ipc::{Command, Event, IPC_VERSION, read_command, write_event};
+use crate::text;
+use switch::Switch;
+
+/// How long the computing thread may take to notice that the daemon is gone before the process is
+/// killed under it.
+const ORPHAN_GRACE: Duration = Duration::from_millis(500);
+
+/// What the listening thread hands to the computing one.
+enum Task {
+    Load(DeviceChoice),
+    Generate(u64, Box<JobSpec>),
+    Leave(WorkerExit),
+}
+
+/// Runs the worker to its end; the answer is the process's exit code.
+#[must_use]
+pub fn run() -> WorkerExit {
+    if let Err(error) = check_cpu() {
+        log(&error.to_string());
+        return WorkerExit::Cpu;
+    }
+    let Some((socket, model)) = descriptors() else {
+        log("potluck-gpu-worker is started by potluckd and by nothing else: its standard input is the");
+        log("daemon's socket and its standard output the model. Run `potluckd run` to serve a model.");
+        return WorkerExit::Usage;
+    };
+    let Ok(listener) = socket.try_clone() else { return WorkerExit::Protocol };
+    let switch = Arc::new(Switch::default());
+    // One task at a time: the listener refuses a second before it is put here.
+    let (tasks, inbox) = sync_channel(1);
+    let heard = Arc::clone(&switch);
+    let listening = thread::Builder::new().name("listener".into()).spawn(move || {
+        let exit = listen(listener, &heard, &tasks);
+        leave(exit, &heard, &tasks);
+    });
+    if let Err(error) = listening {
+        log(&format!("no second thread: {error}"));
+        return WorkerExit::Protocol;
+    }
+    Worker { socket, switch, engine: None }.work(model, &inbox)
+}
+
+/// The socket and the model, when this process was started by the daemon.
+fn descriptors() -> Option<(UnixStream, File)> {
+    if std::env::args_os().len() > 1 {
+        return None;
+    }
+    let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let kind = rustix::fs::fstat(&stdin).ok()?.st_mode;
+    if !rustix::fs::FileType::from_raw_mode(kind).is_socket() {
+        return None;
+    }
+    let model: OwnedFd = io::stdout().as_fd().try_clone_to_owned().ok()?;
+    Some((UnixStream::from(stdin), File::from(model)))
+}
+
+/// A line for the daemon's log.
+fn log(line: &str) {
+    // A log that nobody reads any more is no reason to die.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Hears commands until it is time to leave.
+fn listen(mut socket: UnixStream, switch: &Switch, tasks: &SyncSender<Task>) -> WorkerExit {
+    let mut order = CommandOrder::default();
+    loop {
+        let command = match read_command(&mut socket) {
+            Ok(Some(command)) => command,
+            Ok(None) if switch.is_busy() => return WorkerExit::Orphaned,
+            Ok(None) => return WorkerExit::Done,
+            Err(error) => {
+                log(&format!("the daemon's words make no sense: {error}"));
+                return WorkerExit::Protocol;
+            }
+        };
+        if let Err(error) = order.accept(&command, switch.is_busy()) {
+            log(&format!("the daemon's words make no sense: {error}"));
+            return WorkerExit::Protocol;
+        }
+        let task = match command {
+            Command::Load { device } => {
+                switch.begin(0);
+                Task::Load(device)
+            }
+            Command::Generate { run, job } => {
+                switch.begin(run);
+                Task::Generate(run, job)
+            }
+            Command::Pause { run } => {
+                switch.pause(run);
+                continue;
+            }
+            Command::Resume { run } => {
+                switch.resume(run);
+                continue;
+            }
+            Command::Cancel { run } => {
+                switch.cancel(run);
+                continue;
+            }
+            Command::Exit => return WorkerExit::Done,
+        };
+        if tasks.send(task).is_err() {
+            return WorkerExit::Done;
+        }
+    }
+}
+
+/// Ends the process: asks the computing thread first, then does not ask.
+fn leave(exit: WorkerExit, switch: &Switch, tasks: &SyncSender<Task>) {
+    switch.cancel_all();
+    // Full when a task waits; that task then ends at once and the engine thread comes back for more.
+    let _ = tasks.try_send(Task::Leave(exit));
+    thread::sleep(ORPHAN_GRACE);
+    let _ = kill_process(getpid(), Signal::KILL);
+}
+
+/// The computing thread's state.
+struct Worker {
+    socket: UnixStream,
+    switch: Arc<Switch>,
+    engine: Option<Engine>,
+}
+
+impl Worker {
+    fn work(mut self, model: File, inbox: &Receiver<Task>) -> WorkerExit {
+        if self.tell(&Event::Hello { version: IPC_VERSION }).is_err() {
+            return WorkerExit::Orphaned;
+        }
+        let mut model = Some(model);
+        while let Ok(task) = inbox.recv() {
+            let ended = match task {
+                Task::Leave(exit) => Some(exit),
+                Task::Load(device) => match model.take() {
+                    Some(file) => self.load(file, device),
+                    None => Some(WorkerExit::Protocol),
+                },
+                Task::Generate(run, job) => self.generate(run, &job),
+            };
+            if let Some(exit) = ended {
+                return exit;
+            }
+        }
+        WorkerExit::Orphaned
+    }
+
+    /// Loads the model; the exit when that ends the worker.
+    fn load(&mut self, file: File, device: DeviceChoice) -> Option<WorkerExit> {
+        let mut socket = &self.socket;
+        let loaded = catch_unwind(AssertUnwindSafe(|| {
+            Engine::load(file, device, &mut |done_bytes, total_bytes| {
+                // A daemon that is gone is the listener's business.
+                let _ = write_event(&mut socket, &Event::Loading { done_bytes, total_bytes });
+            })
+        }));
+        match loaded {
+            Ok(Ok(engine)) => {
+                let info = engine.info().clone();
+                self.engine = Some(engine);
+                self.finish(&Event::Loaded(info))
+            }
+            Ok(Err(error)) => {
+                log(&error.to_string());
+                let _ = self.tell(&Event::LoadFailed(error));
+                Some(WorkerExit::Load)
+            }
+            Err(panic) => Some(self.broken(&*panic)),
+        }
+    }
+
+    /// Runs one job; the exit when that ends the worker.
+    fn generate(&mut self, run: u64, job: &JobSpec) -> Option<WorkerExit> {
+        let Some(engine) = &self.engine else { return Some(WorkerExit::Protocol) };
+        let (mut socket, switch) = (&self.socket, &self.switch);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            engine.generate(job, &**switch, &mut |event| {
+                if write_event(&mut socket, &told(run, &event)).is_err() {
+                    switch.cancel_all();
+                }
+            })
+        }));
+        match outcome {
+            Ok(Ok(summary)) => self.finish(&Event::Finished {
+                run,
+                reason: summary.reason,
+                completion_tokens: summary.completion_tokens,
+            }),
+            Ok(Err(error)) => self.finish(&Event::Failed { run, error }),
+            Err(panic) => Some(self.broken(&*panic)),
+        }
+    }
+
+    /// Says that the work is over. Idle first: the next job may come the moment the daemon hears it.
+    fn finish(&mut self, event: &Event) -> Option<WorkerExit> {
+        self.switch.end();
+        self.tell(event).err()
+    }
+
+    fn tell(&mut self, event: &Event) -> Result<(), WorkerExit> {
+        write_event(&mut self.socket, event).map_err(|error| {
+            log(&format!("the daemon does not listen: {error}"));
+            WorkerExit::Orphaned
+        })
+    }
+
+    fn broken(&mut self, panic: &(dyn Any + Send)) -> WorkerExit {
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no words");
+        let _ = self.tell(&Event::Broken { what: text::clean(words, 200) });
+        WorkerExit::EngineBroken
+    }
+}
+
+/// The engine's event as the daemon hears it.
+fn told(run: u64, event: &EngineEvent<'_>) -> Event {
+    match *event {
+        EngineEvent::Started { prompt_tokens } => Event::Started { run, prompt_tokens },
+        EngineEvent::Prefilled { done_tokens } => Event::Prefilled { run, done_tokens },
+        EngineEvent::Output { tokens, text } => {
+            Event::Output { run, tokens: tokens.to_vec(), text: text.to_owned() }
+        }
+    }
+}
