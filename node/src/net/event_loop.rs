@@ -55,7 +55,7 @@ pub(super) struct Parts {
     pub(super) jobs: mpsc::Sender<JobStream>,
     pub(super) stop: CancellationToken,
     /// Tells the handles that the loop has ended, however it ends.
-    pub(super) ended: DropGuard,
+    pub(super) _ended: DropGuard,
 }
 
 /// See the module's card.

@@ -55,7 +55,7 @@ fn gone(source: io::Error) -> FrameError {
 /// A stream of frames with one peer, for one job. Dropping it resets the stream.
 pub struct JobStream {
     peer: PeerId,
-    stream: Stream,
+    pub(super) stream: Stream,
 }
 
 impl JobStream {

@@ -182,7 +182,7 @@ impl Network {
             requests,
             jobs,
             stop: stop.clone(),
-            ended: ended.clone().drop_guard(),
+            _ended: ended.clone().drop_guard(),
         };
         let mut event_loop = EventLoop::new(swarm, parts);
         listen::listen_on_all(&mut event_loop, &listen).await?;

@@ -209,7 +209,7 @@ mod tests {
         let source = "{{ bos_token }}{% for m in messages %}\n  {% if m['role'] == 'user' %}\
                       [{{ m.content.strip() }}]{% endif %}\n{% endfor %}\
                       {% if add_generation_prompt %}>{% endif %}{{ eos_token }}";
-        assert_eq!(render(source, &[say(Role::User, " a<b ")]).unwrap(), "<s>[a<b]\n></s>");
+        assert_eq!(render(source, &[say(Role::User, " a<b ")]).unwrap(), "<s>[a<b]></s>");
     }
 
     #[test]

@@ -13,7 +13,7 @@ const MODEL: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372811
 /// # Panics
 /// When it is not there, with what to do about it.
 #[must_use]
-pub fn model_path() -> PathBuf {
+pub(crate) fn model_path() -> PathBuf {
     let path = std::env::var_os("POTLUCK_TEST_MODEL").map_or_else(cached, PathBuf::from);
     assert!(path.is_file(), "the test model is not at {}: `make model` fetches it", path.display());
     path
@@ -31,6 +31,6 @@ fn cached() -> PathBuf {
 /// # Panics
 /// When it cannot be opened.
 #[must_use]
-pub fn model() -> File {
+pub(crate) fn model() -> File {
     File::open(model_path()).expect("the test model can be opened")
 }
