@@ -69,13 +69,13 @@ impl Reporter {
         });
     }
 
-    /// A model is being read.
-    pub fn loading(&self, model: &str, done_bytes: u64, total_bytes: u64) {
+    /// A model is being read; `first` says that this is the first word of it.
+    pub fn loading(&self, model: &str, done_bytes: u64, total_bytes: u64, first: bool) {
         let event = json!({
             "event": "loading", "model": model, "done_bytes": done_bytes, "total_bytes": total_bytes,
         });
         // Prose says only the beginning: nothing scrolls for a spinner.
-        if self.json || done_bytes == 0 {
+        if self.json || first {
             self.tell(event, || format!("loading {model} ({} MB)", total_bytes / 1_000_000));
         }
     }

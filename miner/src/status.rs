@@ -81,7 +81,7 @@ pub(crate) fn prose(status: &Value) -> String {
         ),
         format!("balance   {} (IOUs of renters less our own)", dollars(i128::from(owed), true)),
         format!("network   {} at {addresses} addresses", text("peer")),
-        format!("jail      none yet ({})", text("protection_detail")),
+        format!("jail      {}", text("protection_detail")),
         format!("up        {}:{:02}:{:02}", uptime / 3_600, uptime / 60 % 60, uptime % 60),
     ]
     .join("\n")

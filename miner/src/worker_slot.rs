@@ -28,6 +28,8 @@ use crate::report::{ReadyModel, Reporter};
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// A model that cannot be loaded is tried this often.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// Progress of loading is told this often.
+const LOADING_EVERY: Duration = Duration::from_millis(250);
 /// An idle worker is looked after this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// What a worker gets to leave by itself.
@@ -134,7 +136,13 @@ impl WorkerSlot {
             limits: WorkerLimits::default(),
         };
         let name = self.model.name.clone();
-        let on_loading = move |done, total| reporter.loading(&name, done, total);
+        let mut told: Option<Instant> = None;
+        let on_loading = move |done, total| {
+            if done == total || told.is_none_or(|at| at.elapsed() >= LOADING_EVERY) {
+                reporter.loading(&name, done, total, told.is_none());
+                told = Some(Instant::now());
+            }
+        };
         let failed = |source| CommandError::Worker { model: self.model.name.clone(), source };
         let worker = Worker::start(spec, on_loading).await.map_err(failed)?;
         let ready = describe(&worker, &self.model, began.elapsed());
