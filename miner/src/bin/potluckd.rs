@@ -1,4 +1,6 @@
-//! `potluckd`: the owner's daemon. Everything is in the library; see [`potluck_miner::cli`].
+//! `potluckd`: the owner's daemon.
+//!
+//! Owns: nothing; everything it does is in the library, see [`potluck_miner::cli`]. Started by the owner.
 
 use std::process::ExitCode;
 
