@@ -125,8 +125,7 @@ impl Identity {
 
     /// `None` when there is no file.
     fn load(path: &Path) -> Result<Option<Self>, IdentityError> {
-        let io_error =
-            |action, source| IdentityError::Io { path: path.to_owned(), action, source };
+        let io_error = |action, source| IdentityError::Io { path: path.to_owned(), action, source };
         // NONBLOCK: a pipe in the key's place must not hang the start.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -139,9 +138,7 @@ impl Identity {
         };
         check_protection(path, &file.metadata().map_err(|error| io_error("examine", error))?)?;
         let mut text = Vec::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut text)
-            .map_err(|error| io_error("read", error))?;
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|error| io_error("read", error))?;
         let parsed = parse(&text);
         wipe(&mut text);
         match parsed {
@@ -153,11 +150,9 @@ impl Identity {
     /// Makes the file as a whole under another name and gives it its own only if that is free;
     /// `None` when another process was faster.
     fn create(path: &Path) -> Result<Option<Self>, IdentityError> {
-        let io_error =
-            |action, source| IdentityError::Io { path: path.to_owned(), action, source };
+        let io_error = |action, source| IdentityError::Io { path: path.to_owned(), action, source };
         let mut seed = [0; 32];
-        getrandom::fill(&mut seed)
-            .map_err(|error| IdentityError::NoRandomness { source: error.into() })?;
+        getrandom::fill(&mut seed).map_err(|error| IdentityError::NoRandomness { source: error.into() })?;
         let key = SigningKey::from_seed(seed);
         let mut line = format!("{FORMAT} {}\n", hex(&seed)).into_bytes();
         wipe(&mut seed);
@@ -244,8 +239,7 @@ fn open_temporary(path: &Path) -> io::Result<(PathBuf, File)> {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}.new", hex(&noise)));
         let temporary = PathBuf::from(name);
-        let opened =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+        let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
         match opened {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             opened => return opened.map(|file| (temporary, file)),
@@ -375,8 +369,7 @@ mod tests {
         let dangling = folder.path().join("dangling");
         symlink(folder.path().join("nowhere"), &dangling).expect("link");
         let pipe = folder.path().join("pipe");
-        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from(0o600), 0)
-            .expect("pipe");
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).expect("pipe");
         for path in [link, dangling, pipe, folder.path().to_owned()] {
             let error = Identity::load_or_create(&path).expect_err("refused");
             assert!(matches!(error, IdentityError::NotAFile { .. }), "{path:?}: {error}");

@@ -44,10 +44,8 @@ pub fn start() -> Result<(), TelemetryError> {
         Ok(filter) if !filter.is_empty() => filter,
         _ => QUIET.to_owned(),
     };
-    let parsed = EnvFilter::try_new(&filter).map_err(|error| TelemetryError::BadFilter {
-        filter,
-        problem: error.to_string(),
-    })?;
+    let parsed = EnvFilter::try_new(&filter)
+        .map_err(|error| TelemetryError::BadFilter { filter, problem: error.to_string() })?;
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(io::stderr)

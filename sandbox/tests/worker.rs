@@ -8,7 +8,7 @@
 mod model;
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -87,8 +87,8 @@ impl Answer {
     }
 }
 
-async fn finish(run: &mut Run<'_>) -> Result<Answer, RunError> {
-    let mut answer = Answer::default();
+/// Hears a run to its end, adding to what was heard before.
+async fn finish(run: &mut Run<'_>, mut answer: Answer) -> Result<Answer, RunError> {
     while let Some(event) = run.next().await? {
         answer.take(event);
     }
@@ -96,14 +96,16 @@ async fn finish(run: &mut Run<'_>) -> Result<Answer, RunError> {
 }
 
 async fn answer(worker: &mut Worker, job: &JobSpec) -> Result<Answer, RunError> {
-    finish(&mut worker.generate(job).await?).await
+    finish(&mut worker.generate(job).await?, Answer::default()).await
 }
 
-/// Waits until the run has put out at least `count` tokens.
-async fn tokens(run: &mut Run<'_>, answer: &mut Answer, count: usize) {
+/// Waits until the run has put out at least `count` tokens; what was heard.
+async fn tokens(run: &mut Run<'_>, count: usize) -> Answer {
+    let mut answer = Answer::default();
     while answer.tokens.len() < count {
         answer.take(run.next().await.expect("the run goes on").expect("the run has not ended"));
     }
+    answer
 }
 
 fn in_process(job: &JobSpec) -> Answer {
@@ -176,12 +178,11 @@ async fn a_cancel_takes_effect_at_once_and_the_next_job_runs() {
     let _turn = turn();
     let mut worker = start().await;
     let mut run = worker.generate(&long_job()).await.unwrap();
-    let mut so_far = Answer::default();
-    tokens(&mut run, &mut so_far, 5).await;
+    let heard = tokens(&mut run, 5).await;
     run.cancel().unwrap();
     let asked = Instant::now();
-    let rest = finish(&mut run).await.unwrap();
-    assert_eq!(rest.reason, None.or(Some(FinishReason::Cancelled)));
+    let rest = finish(&mut run, heard).await.unwrap();
+    assert_eq!(rest.reason, Some(FinishReason::Cancelled));
     assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
     drop(run);
 
@@ -191,14 +192,14 @@ async fn a_cancel_takes_effect_at_once_and_the_next_job_runs() {
     assert!(matches!(run.next().await, Ok(Some(RunEvent::Started { .. }))));
     run.cancel().unwrap();
     let asked = Instant::now();
-    let rest = finish(&mut run).await.unwrap();
+    let rest = finish(&mut run, Answer::default()).await.unwrap();
     assert_eq!((rest.tokens.len(), rest.reason), (0, Some(FinishReason::Cancelled)));
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     drop(run);
 
     // A run that is dropped is cancelled too.
     let mut run = worker.generate(&long_job()).await.unwrap();
-    tokens(&mut run, &mut Answer::default(), 1).await;
+    tokens(&mut run, 1).await;
     drop(run);
     let short = answer(&mut worker, &job("Say hello.", 8, 0, 0)).await.unwrap();
     assert!(!short.tokens.is_empty());
@@ -208,33 +209,30 @@ async fn a_cancel_takes_effect_at_once_and_the_next_job_runs() {
 async fn a_pause_stops_the_output_and_the_answer_stays_the_same() {
     let _turn = turn();
     let mut worker = start().await;
-    let job = job("Count from one to thirty in words.", 60, 700, 5);
-    let whole = answer(&mut worker, &job).await.unwrap();
+    let mut story = long_job();
+    story.sampling.max_tokens = 80;
+    let whole = answer(&mut worker, &story).await.unwrap();
 
-    let mut run = worker.generate(&job).await.unwrap();
-    let mut paused = Answer::default();
-    tokens(&mut run, &mut paused, 10).await;
+    let mut run = worker.generate(&story).await.unwrap();
+    let mut heard = tokens(&mut run, 5).await;
     run.pause().unwrap();
     // What was on its way comes; then there is silence.
     while let Ok(event) = tokio::time::timeout(Duration::from_millis(400), run.next()).await {
-        paused.take(event.unwrap().unwrap());
+        heard.take(event.unwrap().unwrap());
     }
-    assert!(paused.tokens.len() < whole.tokens.len(), "the pause came too late");
+    assert!(heard.tokens.len() < whole.tokens.len(), "the pause came too late");
     let silence = tokio::time::timeout(Duration::from_millis(600), run.next()).await;
     assert!(silence.is_err(), "{silence:?}");
     run.resume().unwrap();
-    while let Some(event) = run.next().await.unwrap() {
-        paused.take(event);
-    }
-    assert_eq!(paused, whole);
+    assert_eq!(finish(&mut run, heard).await.unwrap(), whole);
     drop(run);
 
     // A pause does not hide a cancel.
     let mut run = worker.generate(&long_job()).await.unwrap();
-    tokens(&mut run, &mut Answer::default(), 2).await;
+    let heard = tokens(&mut run, 2).await;
     run.pause().unwrap();
     run.cancel().unwrap();
-    assert_eq!(finish(&mut run).await.unwrap().reason, Some(FinishReason::Cancelled));
+    assert_eq!(finish(&mut run, heard).await.unwrap().reason, Some(FinishReason::Cancelled));
 }
 
 #[tokio::test]
@@ -261,9 +259,9 @@ async fn a_killed_worker_is_a_death_and_not_a_hang() {
     let mut worker = start().await;
     let pid = worker.pid();
     let mut run = worker.generate(&long_job()).await.unwrap();
-    tokens(&mut run, &mut Answer::default(), 3).await;
-    kill(pid);
-    let died = finish(&mut run).await;
+    let heard = tokens(&mut run, 3).await;
+    signal(pid, rustix::process::Signal::KILL);
+    let died = finish(&mut run, heard).await;
     let Err(RunError::WorkerDied { death }) = died else { panic!("{died:?}") };
     assert_eq!(death.signal, Some(9));
     assert!(matches!(run.next().await, Ok(None)));
@@ -280,9 +278,9 @@ async fn a_stopped_worker_is_noticed_by_its_silence() {
     let mut worker = Worker::start(slow, |_, _| {}).await.unwrap();
     let pid = worker.pid();
     let mut run = worker.generate(&long_job()).await.unwrap();
-    tokens(&mut run, &mut Answer::default(), 1).await;
+    let heard = tokens(&mut run, 1).await;
     signal(pid, rustix::process::Signal::STOP);
-    let silent = finish(&mut run).await;
+    let silent = finish(&mut run, heard).await;
     assert!(matches!(silent, Err(RunError::Silent { .. })), "{silent:?}");
     assert!(!is_running(pid));
 }
@@ -293,14 +291,10 @@ async fn a_dropped_supervisor_takes_its_worker_along() {
     let mut worker = start().await;
     let pid = worker.pid();
     let mut run = worker.generate(&long_job()).await.unwrap();
-    tokens(&mut run, &mut Answer::default(), 1).await;
+    tokens(&mut run, 1).await;
     drop(run);
     drop(worker);
     assert!(gone_within(pid, Duration::from_secs(1)));
-}
-
-fn kill(pid: u32) {
-    signal(pid, rustix::process::Signal::KILL);
 }
 
 fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -384,15 +378,21 @@ fn started_by_hand_it_says_so() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("potluckd"));
 }
 
-/// A copy of the model's first `len` bytes, changed by `change`.
+/// The model's true header (1.7 MB), changed by `change`, in a file of `len` bytes whose tensors are
+/// zero: what is wrong with a header shows before any tensor is read.
 fn broken(folder: &Path, len: u64, change: impl FnOnce(&mut Vec<u8>)) -> File {
     let mut bytes = Vec::new();
-    model::model().take(len).read_to_end(&mut bytes).unwrap();
+    model::model().take(2 << 20).read_to_end(&mut bytes).unwrap();
     change(&mut bytes);
     let mut file = tempfile::tempfile_in(folder).unwrap();
     file.write_all(&bytes).unwrap();
-    file.seek(SeekFrom::Start(0)).unwrap();
+    file.set_len(len).unwrap();
     file
+}
+
+/// Length of the model file in bytes.
+fn whole() -> u64 {
+    std::fs::metadata(model::model_path()).unwrap().len()
 }
 
 /// How a worker takes a model that it cannot serve.
@@ -410,8 +410,7 @@ async fn refusal(model: File) -> LoadError {
 async fn a_cut_model_is_a_typed_error() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
-    let whole = std::fs::metadata(model::model_path()).unwrap().len();
-    for len in [0, 3, 10, 24, 100, 5_000, 500_000, 1_700_000, 50_000_000, whole - 1] {
+    for len in [0, 3, 10, 24, 100, 5_000, 500_000, 1_700_000, 50_000_000, whole() - 1] {
         let error = refusal(broken(folder.path(), len, |_| {})).await;
         if len < 4 {
             assert_eq!(error, LoadError::NotGguf, "{len}");
@@ -449,16 +448,16 @@ async fn a_lying_header_is_a_typed_error() {
         ("llama.feed_forward_length", 1_000_000),
         ("llama.context_length", 0),
     ] {
-        errors.push((key, refusal(broken(folder.path(), u64::MAX, set(key, value))).await));
+        errors.push((key, refusal(broken(folder.path(), whole(), set(key, value))).await));
     }
-    let error = refusal(broken(folder.path(), u64::MAX, |bytes| bytes[4] = 9)).await;
+    let error = refusal(broken(folder.path(), whole(), |bytes| bytes[4] = 9)).await;
     assert_eq!(error, LoadError::UnsupportedVersion { found: 9 });
-    let error = refusal(broken(folder.path(), u64::MAX, |bytes| {
+    let error = refusal(broken(folder.path(), whole(), |bytes| {
         bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     }))
     .await;
     assert!(matches!(error, LoadError::TooLarge { .. }));
-    let error = refusal(broken(folder.path(), u64::MAX, |bytes| {
+    let error = refusal(broken(folder.path(), whole(), |bytes| {
         let at = find(bytes, "tokenizer.ggml.pre") + 12;
         bytes[at..at + 6].copy_from_slice(b"tekken");
     }))
@@ -482,7 +481,7 @@ fn flipped_header_bytes_never_panic_the_engine() {
     let folder = tempfile::tempdir().unwrap();
     // The header of this model is 1.7 MB; most of it is vocabulary, where a flip only changes text.
     for step in 0..24_usize {
-        let file = broken(folder.path(), u64::MAX, |bytes| {
+        let file = broken(folder.path(), whole(), |bytes| {
             for k in 0..4 {
                 let at = (step * 61 + k * 17) % 1_400;
                 bytes[at] ^= 1 << (step % 8);

@@ -93,6 +93,8 @@ impl Network {
         command.arg("--json");
         let mut process = Process::start("potluckd", command, &log_of(&state))?;
         let ready = process.event("ready", WARM).await?;
+        // Only then does the bootstrap know where it is.
+        process.event("joined", WARM).await?;
         let peer = ready["peer"].as_str().unwrap_or_default().to_owned();
         let at = self.providers.len();
         self.providers.push(Provider { process, peer, state, ready });

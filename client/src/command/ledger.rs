@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use potluck_node::catalogue;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Filter, LaneSummary, Ledger};
 use potluck_node::state::{StateDir, default_dir};
@@ -98,6 +99,26 @@ fn balance(ledger: &Ledger, us: PeerId, json: bool) -> Result<std::io::Result<()
     Ok(print_data(&lines.join("\n")))
 }
 
+/// One job, with the names that `potluckd ledger receipts --json` uses.
+fn receipt_json(lane: &LaneSummary) -> serde_json::Value {
+    serde_json::json!({
+        "job": lane.lane.to_string(),
+        "role": lane.role,
+        "peer": lane.peer,
+        "opened_unix_ms": lane.opened.get(),
+        "model": lane.model,
+        "model_name": lane.model.and_then(catalogue::name_of),
+        "gpu_ms": lane.load_ms.saturating_add(lane.run_ms),
+        "amount_nanocredits": lane.amount.get(),
+        "vouchers": lane.vouchers,
+        "receipts": lane.receipts,
+        "prompt_tokens": lane.prompt_tokens,
+        "completion_tokens": lane.completion_tokens,
+        "reason": lane.reason,
+        "receipt": lane.receipt,
+    })
+}
+
 fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure> {
     let lanes = ledger.lanes(&Filter { limit: Some(MAX_SHOWN), ..Filter::default() })?;
     if lanes.is_empty() && !json {
@@ -105,7 +126,7 @@ fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure>
     }
     let line = |lane: &LaneSummary| {
         if json {
-            serde_json::to_string(lane).map_err(std::io::Error::from)
+            Ok(receipt_json(lane).to_string())
         } else {
             Ok(format!(
                 "{}   {}   {} ms   {}   {} vouchers   {} tokens",

@@ -115,9 +115,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     telemetry::start().map_err(|error| match error {
-        TelemetryError::BadFilter { .. } => {
-            Failure::new(USAGE, error).hint("for example: POTLUCK_LOG=info")
-        }
+        TelemetryError::BadFilter { .. } => Failure::new(USAGE, error).hint("for example: POTLUCK_LOG=info"),
         TelemetryError::Twice => Failure::new(FAILED, error),
     })?;
     match command {
@@ -131,8 +129,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn init(state: StateArgs) -> Result<(), Failure> {
     let state = StateDir::open(&state.folder()).map_err(state_failure)?;
     let path = config::init(state.path()).map_err(|error| match &error {
-        InitError::Exists { .. } => Failure::new(USAGE, &error)
-            .hint("edit it, or delete it to begin again; it was left as it is"),
+        InitError::Exists { .. } => {
+            Failure::new(USAGE, &error).hint("edit it, or delete it to begin again; it was left as it is")
+        }
         InitError::Io { .. } => Failure::new(STATE, &error),
     })?;
     writeln!(io::stdout(), "{}", path.display())
@@ -143,11 +142,8 @@ fn run_until_stopped(state: StateArgs, overrides: Overrides, json: bool) -> Resu
     let folder = state.folder();
     let failed = |error: io::Error| Failure::new(FAILED, error);
     // Two threads are plenty: one swarm, and its connections.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     runtime.block_on(async {
         let stop = shutdown::on_signals().map_err(failed)?;
         let (mut out, mut notes) = (io::stdout(), io::stderr());

@@ -105,9 +105,7 @@ pub fn init(folder: &Path) -> Result<PathBuf, InitError> {
     });
     match written {
         Ok(()) => Ok(path),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(InitError::Exists { path })
-        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(InitError::Exists { path }),
         Err(source) => Err(InitError::Io { path, source }),
     }
 }

@@ -15,9 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{self, BootstrapConfig};
 use crate::config::ConfigError;
 use crate::identity::{Identity, IdentityError};
-use crate::net::{
-    Multiaddr, Network, NetworkConfig, Role, StartError,
-};
+use crate::net::{Multiaddr, Network, NetworkConfig, Role, StartError};
 use crate::state::{StateDir, StateError};
 
 /// How long the first attempt to join other bootstraps may take before it is mentioned.

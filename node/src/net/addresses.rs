@@ -61,11 +61,7 @@ fn reach_of_v4(ip: Ipv4Addr) -> Option<Reach> {
         Some(Reach::Loopback)
     } else if ip.is_private() || shared {
         Some(Reach::Private)
-    } else if a == 0
-        || ip.is_multicast()
-        || ip.is_broadcast()
-        || ip.is_link_local()
-        || ip.is_documentation()
+    } else if a == 0 || ip.is_multicast() || ip.is_broadcast() || ip.is_link_local() || ip.is_documentation()
     {
         None
     } else {
@@ -80,11 +76,7 @@ fn reach_of_v6(ip: Ipv6Addr) -> Option<Reach> {
         Some(Reach::Loopback)
     } else if ip.is_unique_local() {
         Some(Reach::Private)
-    } else if ip.is_unspecified()
-        || ip.is_multicast()
-        || ip.is_unicast_link_local()
-        || documentation
-    {
+    } else if ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || documentation {
         None
     } else {
         Some(Reach::Public)
@@ -114,11 +106,7 @@ pub(super) fn believed(
     (kept.into_iter().map(|(_, address)| address).collect(), refused)
 }
 
-fn admit(
-    peer: &libp2p::PeerId,
-    mut address: Multiaddr,
-    narrowest: Reach,
-) -> Option<(Reach, Multiaddr)> {
+fn admit(peer: &libp2p::PeerId, mut address: Multiaddr, narrowest: Reach) -> Option<(Reach, Multiaddr)> {
     let reach = reach_of(&address).filter(|reach| *reach >= narrowest)?;
     if let Some(Protocol::P2p(named)) = address.iter().last() {
         if named != *peer {

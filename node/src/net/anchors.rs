@@ -145,12 +145,8 @@ impl Anchors {
         self.next_round = Some(now + jittered(wait, noise));
         self.wait = (wait * 2).min(REJOIN_MOST);
         let idle = self.anchors.iter().enumerate().filter(|(_, anchor)| anchor.dialing.is_none());
-        idle.map(|(index, anchor)| Due {
-            index,
-            peer: anchor.peer,
-            addresses: anchor.addresses.clone(),
-        })
-        .collect()
+        idle.map(|(index, anchor)| Due { index, peer: anchor.peer, addresses: anchor.addresses.clone() })
+            .collect()
     }
 
     /// The dial of bootstrap `index` has begun.
@@ -259,11 +255,7 @@ mod tests {
         Anchors::new(texts.iter().map(|text| text.parse().expect(text)).collect())
     }
 
-    fn join(
-        anchors: &mut Anchors,
-        now: Instant,
-        secs: u64,
-    ) -> oneshot::Receiver<Result<Joined, JoinError>> {
+    fn join(anchors: &mut Anchors, now: Instant, secs: u64) -> oneshot::Receiver<Result<Joined, JoinError>> {
         let (reply, answer) = oneshot::channel();
         let within = Duration::from_secs(secs);
         anchors.join(Patience { within, deadline: now + within }, reply, now);
@@ -330,10 +322,8 @@ mod tests {
     #[test]
     fn only_the_loss_of_the_last_bootstrap_starts_a_search() {
         let (one, two) = (PeerId::random(), PeerId::random());
-        let mut anchors = anchors(&[
-            &format!("/ip4/1.2.3.4/tcp/1/p2p/{one}"),
-            &format!("/ip4/5.6.7.8/tcp/1/p2p/{two}"),
-        ]);
+        let mut anchors =
+            anchors(&[&format!("/ip4/1.2.3.4/tcp/1/p2p/{one}"), &format!("/ip4/5.6.7.8/tcp/1/p2p/{two}")]);
         let now = Instant::now();
         anchors.seek(now);
         anchors.connected(ConnectionId::new_unchecked(1), one);

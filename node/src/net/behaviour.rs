@@ -9,18 +9,16 @@ use libp2p::identity::Keypair;
 use libp2p::kad::{self, BucketInserts, StoreInserts};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{
-    StreamProtocol, Swarm, SwarmBuilder, connection_limits, identify, noise, ping, tcp, yamux,
-};
+use libp2p::{StreamProtocol, Swarm, SwarmBuilder, connection_limits, identify, noise, ping, tcp, yamux};
 use potluck_protocol::id::PeerId;
 
 use super::directory::Directory;
 use super::error::StartError;
 use super::jobs;
 use super::limits::{
-    ANSWER_WITHIN, CONNECTION_WINDOW_BYTES, HANDSHAKE_WITHIN, IDLE_CONNECTION, NetworkLimits,
-    PING_EVERY, PING_WITHIN, PROVIDE_EVERY, QUERY_WITHIN, QUIC_KEEP_ALIVE, QUIC_SILENCE,
-    RECORD_LIFE, Role, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION,
+    ANSWER_WITHIN, CONNECTION_WINDOW_BYTES, HANDSHAKE_WITHIN, IDLE_CONNECTION, NetworkLimits, PING_EVERY,
+    PING_WITHIN, PROVIDE_EVERY, QUERY_WITHIN, QUIC_KEEP_ALIVE, QUIC_SILENCE, RECORD_LIFE, Role,
+    STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION,
 };
 use super::quote::{self, QuoteCodec};
 
@@ -88,9 +86,7 @@ pub(super) fn build(
         .map_err(|source| StartError::Resolver { source })?
         .with_behaviour(|key| behaviour(key, role, limits))
         .map_err(|error| key_problem(error.to_string()))?
-        .with_swarm_config(|config| {
-            config.with_idle_connection_timeout(IDLE_CONNECTION).with_smart_dial()
-        })
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_CONNECTION).with_smart_dial())
         .with_connection_timeout(HANDSHAKE_WITHIN)
         .build();
     Ok(swarm)
@@ -111,9 +107,7 @@ fn behaviour(key: &Keypair, role: Role, limits: &NetworkLimits) -> Behaviour {
                 // Its cache holds what peers say of themselves unfiltered; we keep our own.
                 .with_cache_size(0),
         ),
-        ping: ping::Behaviour::new(
-            ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_WITHIN),
-        ),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_WITHIN)),
         kad: kademlia(local, role, limits),
         quote: request_response::Behaviour::new(
             [(quote::PROTOCOL, quotes)],
@@ -134,11 +128,7 @@ fn connection_bounds(limits: &NetworkLimits) -> connection_limits::ConnectionLim
         .with_max_pending_outgoing(Some(limits.pending_out))
 }
 
-fn kademlia(
-    local: libp2p::PeerId,
-    role: Role,
-    limits: &NetworkLimits,
-) -> kad::Behaviour<Directory> {
+fn kademlia(local: libp2p::PeerId, role: Role, limits: &NetworkLimits) -> kad::Behaviour<Directory> {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
         // Only what `identify` reported and the address policy let through enters the table.

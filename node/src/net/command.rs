@@ -10,11 +10,11 @@ use potluck_protocol::id::PeerId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::Joined;
 use super::directory::DhtKey;
 use super::error::{AskError, FindError, JoinError, OpenError, ProvideError, Stage};
 use super::framing::JobStream;
 use super::snapshot::NetSnapshot;
-use super::Joined;
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy)]
@@ -33,9 +33,19 @@ impl Patience {
 
 /// One request to the event loop.
 pub(super) enum Command {
-    Join { patience: Patience, reply: oneshot::Sender<Result<Joined, JoinError>> },
-    Provide { key: DhtKey, patience: Patience, reply: oneshot::Sender<Result<(), ProvideError>> },
-    Withdraw { key: DhtKey, reply: oneshot::Sender<()> },
+    Join {
+        patience: Patience,
+        reply: oneshot::Sender<Result<Joined, JoinError>>,
+    },
+    Provide {
+        key: DhtKey,
+        patience: Patience,
+        reply: oneshot::Sender<Result<(), ProvideError>>,
+    },
+    Withdraw {
+        key: DhtKey,
+        reply: oneshot::Sender<()>,
+    },
     Find {
         key: DhtKey,
         want: usize,
@@ -43,8 +53,12 @@ pub(super) enum Command {
         reply: oneshot::Sender<Result<Vec<PeerId>, FindError>>,
     },
     Run(Errand),
-    Listeners { reply: oneshot::Sender<Vec<Multiaddr>> },
-    Snapshot { reply: oneshot::Sender<NetSnapshot> },
+    Listeners {
+        reply: oneshot::Sender<Vec<Multiaddr>>,
+    },
+    Snapshot {
+        reply: oneshot::Sender<NetSnapshot>,
+    },
 }
 
 /// Something to do at another peer, once there is a connection.

@@ -210,9 +210,7 @@ impl RecordStore for Directory {
         self.turn.set(first.wrapping_add(1));
         let first = first.checked_rem(kept.len()).unwrap_or(0);
         let (later, sooner) = kept.split_at(first);
-        self.own.get(key).into_iter().chain(sooner).chain(later).take(PROVIDERS_PER_ANSWER)
-            .cloned()
-            .collect()
+        self.own.get(key).into_iter().chain(sooner).chain(later).take(PROVIDERS_PER_ANSWER).cloned().collect()
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
@@ -267,9 +265,8 @@ mod tests {
     fn one_provider_cannot_fill_the_store() {
         let mut store = Directory::new(PeerId::random(), 1_000);
         let greedy = PeerId::random();
-        let taken = (0..500)
-            .filter(|n| store.add_provider(record(numbered(*n), greedy, None)).is_ok())
-            .count();
+        let taken =
+            (0..500).filter(|n| store.add_provider(record(numbered(*n), greedy, None)).is_ok()).count();
         assert_eq!(taken, PROVIDED_KEYS);
         assert!(store.add_provider(record(numbered(501), PeerId::random(), None)).is_ok());
         // What it gives back it may use again.

@@ -64,12 +64,7 @@ pub(super) fn table_size(kad: &mut Kad) -> usize {
 
 impl Discovery {
     pub(super) fn new(local: PeerId) -> Self {
-        Self {
-            local,
-            finds: HashMap::new(),
-            provides: HashMap::new(),
-            locating: HashMap::new(),
-        }
+        Self { local, finds: HashMap::new(), provides: HashMap::new(), locating: HashMap::new() }
     }
 
     fn is_full(&self) -> bool {
@@ -262,9 +257,7 @@ impl Discovery {
                 let _ = find.reply.send(Err(FindError::TimedOut { within }));
             }
         }
-        for (_, provide) in
-            self.provides.extract_if(|_, provide| provide.patience.deadline <= now)
-        {
+        for (_, provide) in self.provides.extract_if(|_, provide| provide.patience.deadline <= now) {
             timed_out += 1;
             let within = provide.patience.within;
             let _ = provide.reply.send(Err(ProvideError::TimedOut { within }));
@@ -277,6 +270,5 @@ impl Discovery {
 /// providers by name only and forgets their addresses with the query, but tells them to any dial.
 fn addresses_in_query(kad: &mut Kad, peer: libp2p::PeerId) -> Vec<Multiaddr> {
     let no_dial = ConnectionId::new_unchecked(0);
-    kad.handle_pending_outbound_connection(no_dial, Some(peer), &[], Endpoint::Dialer)
-        .unwrap_or_default()
+    kad.handle_pending_outbound_connection(no_dial, Some(peer), &[], Endpoint::Dialer).unwrap_or_default()
 }

@@ -49,13 +49,7 @@ pub(super) struct Errands {
 impl Errands {
     /// At most `limit` errands at once.
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            wanted: HashMap::new(),
-            asked: HashMap::new(),
-            opening: HashMap::new(),
-            next_open: 0,
-        }
+        Self { limit, wanted: HashMap::new(), asked: HashMap::new(), opening: HashMap::new(), next_open: 0 }
     }
 
     fn len(&self) -> usize {
@@ -212,9 +206,7 @@ impl Errands {
             OutboundFailure::UnsupportedProtocols => Failure::Unsupported,
             OutboundFailure::Timeout => Failure::TimedOut(Stage::Waiting),
             OutboundFailure::DialFailure => Failure::Unreachable("the dial failed".to_owned()),
-            OutboundFailure::ConnectionClosed => {
-                Failure::Broken("the connection closed".to_owned())
-            }
+            OutboundFailure::ConnectionClosed => Failure::Broken("the connection closed".to_owned()),
             OutboundFailure::Io(error) => Failure::Broken(error.to_string()),
         });
     }
@@ -253,9 +245,7 @@ impl Errands {
         let mut ended: Vec<(Stage, Errand)> = Vec::new();
         for wanted in self.wanted.values_mut() {
             let stage = wanted.stage;
-            ended.extend(
-                wanted.errands.extract_if(.., |errand| over(errand)).map(|errand| (stage, errand)),
-            );
+            ended.extend(wanted.errands.extract_if(.., |errand| over(errand)).map(|errand| (stage, errand)));
         }
         self.wanted.retain(|_, wanted| !wanted.errands.is_empty());
         let asked = self.asked.extract_if(|_, errand| over(errand)).map(|(_, errand)| errand);

@@ -158,11 +158,8 @@ impl EventLoop {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = [
-            self.anchors.next_deadline(),
-            self.discovery.next_deadline(),
-            self.errands.next_deadline(),
-        ];
+        let deadlines =
+            [self.anchors.next_deadline(), self.discovery.next_deadline(), self.errands.next_deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -190,12 +187,7 @@ impl EventLoop {
     }
 
     /// Passes a question on, or refuses it when too many wait already.
-    pub(super) fn on_question(
-        &mut self,
-        peer: PeerId,
-        bytes: Vec<u8>,
-        channel: ResponseChannel<Answer>,
-    ) {
+    pub(super) fn on_question(&mut self, peer: PeerId, bytes: Vec<u8>, channel: ResponseChannel<Answer>) {
         let room = self.owed.len() < self.parts.limits.inbound_requests;
         let (Some(peer), true) = (from_libp2p(&peer), room) else {
             return self.refuse(channel);

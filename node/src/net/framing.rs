@@ -237,11 +237,7 @@ mod tests {
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .expect("runtime")
-            .block_on(future)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime").block_on(future)
     }
 
     fn framed(payloads: &[Vec<u8>]) -> Vec<u8> {
@@ -294,11 +290,7 @@ mod tests {
     fn a_write_that_was_given_up_half_way_tears_the_writer() {
         struct Stuck;
         impl AsyncWrite for Stuck {
-            fn poll_write(
-                self: Pin<&mut Self>,
-                _: &mut Context<'_>,
-                _: &[u8],
-            ) -> Poll<io::Result<usize>> {
+            fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
                 Poll::Pending
             }
             fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

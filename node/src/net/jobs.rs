@@ -21,8 +21,8 @@ use libp2p::swarm::handler::{
 };
 use libp2p::swarm::{
     ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler,
-    PeerAddresses, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    PeerAddresses, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
+    ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 
@@ -132,12 +132,7 @@ impl NetworkBehaviour for Behaviour {
         self.addresses.on_swarm_event(&event);
     }
 
-    fn on_connection_handler_event(
-        &mut self,
-        peer: PeerId,
-        _: ConnectionId,
-        event: THandlerOutEvent<Self>,
-    ) {
+    fn on_connection_handler_event(&mut self, peer: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         self.events.push_back(ToSwarm::GenerateEvent(match event {
             FromHandler::Inbound(stream) => Event::Inbound { peer, stream },
             FromHandler::Opened(id, stream) => Event::Opened { id, stream },
@@ -187,33 +182,26 @@ impl ConnectionHandler for Handler {
         self.wanted.push_back(id);
     }
 
-    fn poll(
-        &mut self,
-        _: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<JobUpgrade, OpenId, FromHandler>> {
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<JobUpgrade, OpenId, FromHandler>> {
         if let Some(event) = self.events.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
         }
         if let Some(id) = self.wanted.pop_front() {
-            let protocol = SubstreamProtocol::new(JobUpgrade { offered: true }, id)
-                .with_timeout(STREAM_WITHIN);
+            let protocol =
+                SubstreamProtocol::new(JobUpgrade { offered: true }, id).with_timeout(STREAM_WITHIN);
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
         Poll::Pending
     }
 
-    fn on_connection_event(
-        &mut self,
-        event: ConnectionEvent<'_, JobUpgrade, JobUpgrade, (), OpenId>,
-    ) {
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, JobUpgrade, JobUpgrade, (), OpenId>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol, ..
-            }) => self.events.push_back(FromHandler::Inbound(protocol)),
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
-                protocol,
-                info,
-            }) => self.events.push_back(FromHandler::Opened(info, protocol)),
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
+                self.events.push_back(FromHandler::Inbound(protocol))
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
+                self.events.push_back(FromHandler::Opened(info, protocol))
+            }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 let refusal = match error {
                     StreamUpgradeError::NegotiationFailed => Refusal::Unsupported,

@@ -4,9 +4,8 @@
 //! after start. Called by [`super::Network::start`].
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 
 use futures::StreamExt as _;
 use libp2p::core::transport::ListenerId;
@@ -28,7 +27,7 @@ pub(super) async fn listen_on_all(
 ) -> Result<(), StartError> {
     let mut waiting: HashMap<ListenerId, Multiaddr> = HashMap::new();
     for address in addresses {
-        check_tcp_port_is_free(address)?;
+        check_port_is_free(address)?;
         let id = network.swarm.listen_on(address.clone()).map_err(|error| match error {
             TransportError::MultiaddrNotSupported(_) => StartError::Listen {
                 address: address.clone(),
@@ -68,44 +67,29 @@ pub(super) async fn listen_on_all(
     }
 }
 
-/// libp2p's TCP listeners share their port with any other process of the same user
-/// (`SO_REUSEPORT`), so that a second bootstrap would silently take half of the first one's
-/// connections. A plain socket tells.
-fn check_tcp_port_is_free(address: &Multiaddr) -> Result<(), StartError> {
+/// Whether a plain socket may have the port. libp2p's TCP listeners share theirs with any other
+/// process of the same user (`SO_REUSEPORT`), so that a second bootstrap would silently take half
+/// of the first one's connections; and what its QUIC transport says is hidden in wrappings.
+fn check_port_is_free(address: &Multiaddr) -> Result<(), StartError> {
     let mut parts = address.iter();
     let host = match parts.next() {
         Some(Protocol::Ip4(ip)) => IpAddr::from(ip),
         Some(Protocol::Ip6(ip)) => IpAddr::from(ip),
         _ => return Ok(()),
     };
-    match parts.next() {
-        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind(SocketAddr::new(host, port))
-            .map(drop)
-            .map_err(|error| refusal(address, &error)),
-        _ => Ok(()),
-    }
+    let bound = match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((host, port)).map(drop),
+        Some(Protocol::Udp(port)) if port != 0 => UdpSocket::bind((host, port)).map(drop),
+        _ => return Ok(()),
+    };
+    bound.map_err(|error| refusal(address, &error))
 }
 
 fn refusal(address: &Multiaddr, error: &io::Error) -> StartError {
     let address = address.clone();
-    if is_in_use(error) {
+    if error.kind() == io::ErrorKind::AddrInUse {
         StartError::PortInUse { socket: socket_name(&address), address }
     } else {
         StartError::Listen { address, problem: root_cause(error) }
     }
-}
-
-/// Looks through libp2p's wrappings for the system's "address in use".
-fn is_in_use(error: &io::Error) -> bool {
-    if error.kind() == io::ErrorKind::AddrInUse {
-        return true;
-    }
-    let mut inner = error.get_ref().map(|inner| inner as &(dyn Error + 'static));
-    while let Some(error) = inner {
-        if error.downcast_ref::<io::Error>().is_some_and(is_in_use) {
-            return true;
-        }
-        inner = error.source();
-    }
-    false
 }

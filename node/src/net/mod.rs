@@ -52,8 +52,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use directory::DhtKey;
 pub use error::{
-    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, ProvideError,
-    Stage, StartError, Tried,
+    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, ProvideError, Stage,
+    StartError, Tried,
 };
 pub use framing::{FrameReader, FrameWriter, JobStream};
 pub use libp2p::Multiaddr;
@@ -155,10 +155,7 @@ impl Network {
     ///
     /// # Errors
     /// When a port is in use or an address cannot be listened on; see [`StartError`].
-    pub async fn start(
-        identity: &Identity,
-        config: NetworkConfig,
-    ) -> Result<(Self, Inbound), StartError> {
+    pub async fn start(identity: &Identity, config: NetworkConfig) -> Result<(Self, Inbound), StartError> {
         let NetworkConfig { listen, bootstrap, external, role, limits } = config;
         if let (Role::Renter, Some(address)) = (role, listen.first()) {
             return Err(StartError::RenterListens { address: address.clone() });
@@ -257,12 +254,7 @@ impl Network {
     ///
     /// # Errors
     /// See [`AskError`].
-    pub async fn ask(
-        &self,
-        peer: PeerId,
-        request: Vec<u8>,
-        within: Duration,
-    ) -> Result<Vec<u8>, AskError> {
+    pub async fn ask(&self, peer: PeerId, request: Vec<u8>, within: Duration) -> Result<Vec<u8>, AskError> {
         let len = request.len();
         if len == 0 || len > MAX_FRAME_BYTES {
             return Err(AskError::BadRequest { len });

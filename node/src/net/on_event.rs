@@ -271,10 +271,9 @@ impl EventLoop {
 /// What went wrong per address; with the whole problem for errors that name no address.
 fn problems_of(error: &DialError, problem: &str) -> Vec<(Multiaddr, String)> {
     match error {
-        DialError::Transport(attempts) => attempts
-            .iter()
-            .map(|(address, error)| (address.clone(), root_cause(error)))
-            .collect(),
+        DialError::Transport(attempts) => {
+            attempts.iter().map(|(address, error)| (address.clone(), root_cause(error))).collect()
+        }
         DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
             vec![(address.clone(), problem.to_owned())]
         }

@@ -7,14 +7,14 @@ use rustix::process::Signal;
 use potluck_tests::network::Network;
 use potluck_tests::renter::JOB;
 
-use crate::{assert_bill, assert_opposite, number, turn};
+use crate::{LONG, assert_bill, assert_opposite, number, turn};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_cancels_settles_and_exits_130() {
     let _turn = turn().await;
     let network = Network::with_providers(&["0.04"]).await.unwrap();
     let renter = network.renter("renter").unwrap();
-    let mut process = renter.start("Count from one to a thousand.", &["--max-tokens", "4000"]).unwrap();
+    let mut process = renter.start(LONG, &["--max-tokens", "4000"]).unwrap();
     let quote = process.event("quote", JOB).await.unwrap();
     let first = process.event("output", JOB).await.unwrap();
     process.signal(Signal::INT).unwrap();

@@ -5,7 +5,7 @@
 use potluck_tests::ledgers;
 use potluck_tests::network::Network;
 
-use crate::{assert_bill, assert_failed, assert_opposite, number, turn};
+use crate::{LONG, assert_bill, assert_failed, assert_opposite, number, turn};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_renters_limits_hold() {
@@ -29,9 +29,10 @@ async fn the_renters_limits_hold() {
 
     // The budget is reached in the middle: the answer so far, and the bill to the millisecond.
     let poor = network.renter("poor").unwrap();
-    let budget = 6_000;
-    let flags = ["--budget", "0.000006", "--max-tokens", "2000"];
-    let job = poor.run("Tell me a very long story about a fox.", &flags).await.unwrap();
+    // 3.6 s of work: longer than reading the prompt on a busy machine, shorter than the answer.
+    let budget = 40_000;
+    let flags = ["--budget", "0.00004", "--max-tokens", "4000"];
+    let job = poor.run(LONG, &flags).await.unwrap();
     assert_failed(&job, 4, "budget_reached", "renter");
     assert!(!job.text().is_empty(), "the tokens so far are lost");
     assert_bill(&job, budget);

@@ -11,7 +11,7 @@ use potluck_tests::process::wait_for_end;
 use potluck_tests::renter::JOB;
 use rustix::process::{Pid, Signal};
 
-use crate::{assert_failed, turn};
+use crate::{LONG, assert_failed, turn};
 
 /// Processes whose parent is `parent`, as the kernel lists them.
 fn children(parent: u32) -> Vec<Pid> {
@@ -29,7 +29,7 @@ async fn a_provider_killed_in_the_middle_costs_nothing_but_the_rest() {
     let _turn = turn().await;
     let mut network = Network::with_providers(&["0.04"]).await.unwrap();
     let renter = network.renter("renter").unwrap();
-    let mut process = renter.start("Count from one to a thousand.", &["--max-tokens", "4000"]).unwrap();
+    let mut process = renter.start(LONG, &["--max-tokens", "4000"]).unwrap();
     let first = process.event("output", JOB).await.unwrap();
     let provider = network.providers.remove(0);
     let workers = children(provider.process.id().unwrap());

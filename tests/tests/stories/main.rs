@@ -22,6 +22,9 @@ use potluck_tests::renter::Ended;
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 
+/// A prompt whose answer goes on for many seconds (it ends at no stop token in its first 600).
+const LONG: &str = "Tell me a very long story about a fox.";
+
 /// Held by the story that runs.
 static TURN: Mutex<()> = Mutex::const_new(());
 

@@ -19,6 +19,8 @@ use potluck_protocol::unit::{NanoCredit, UnixMillis};
 use potluck_protocol::wire::{self, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame};
 use potluck_tests::programs::model;
 
+use crate::LONG;
+
 /// How long a provider may be silent.
 const WITHIN: Duration = Duration::from_secs(20);
 
@@ -63,7 +65,7 @@ impl Stranger {
         let quote = quote.verify().unwrap();
         let job = JobSpec {
             model,
-            messages: vec![ChatMessage { role: Speaker::User, content: "Count to a thousand.".into() }],
+            messages: vec![ChatMessage { role: Speaker::User, content: LONG.into() }],
             sampling: Sampling { max_tokens, temperature_milli: 0, top_p_milli: 1_000, seed: 0 },
         };
         let job = job.to_bytes().unwrap();
