@@ -21,14 +21,14 @@ pub(super) const MAX_ADDRESSES_PER_PEER: usize = 8;
 pub(super) enum Reach {
     /// This machine only.
     Loopback,
-    /// One private or shared network (RFC 1918, RFC 4193, RFC 6598).
+    /// One private, shared or otherwise closed network (RFC 1918, 4193, 6598, 3927, 5737).
     Private,
     /// Everybody, as far as the number tells. Names count as public: a resolver decides.
     Public,
 }
 
 /// How far `address` reaches; `None` when nobody can dial it: no host, a wildcard, multicast,
-/// link-local, documentation, broadcast, port 0, a relay, or a transport we do not speak.
+/// broadcast, link-local without its interface, port 0, a relay, or a transport we do not speak.
 pub(super) fn reach_of(address: &Multiaddr) -> Option<Reach> {
     let mut parts = address.iter();
     let reach = match parts.next()? {
@@ -54,30 +54,33 @@ pub(super) fn reach_of(address: &Multiaddr) -> Option<Reach> {
     }
 }
 
+/// Link-local and documentation addresses belong to no public host either, and do occur on closed
+/// networks (test beds number themselves 192.0.2.x): they count as private.
 fn reach_of_v4(ip: Ipv4Addr) -> Option<Reach> {
     let [a, b, ..] = ip.octets();
     let shared = a == 100 && (64..128).contains(&b);
     if ip.is_loopback() {
         Some(Reach::Loopback)
-    } else if ip.is_private() || shared {
-        Some(Reach::Private)
-    } else if a == 0 || ip.is_multicast() || ip.is_broadcast() || ip.is_link_local() || ip.is_documentation()
-    {
+    } else if a == 0 || ip.is_multicast() || ip.is_broadcast() {
         None
+    } else if ip.is_private() || shared || ip.is_link_local() || ip.is_documentation() {
+        Some(Reach::Private)
     } else {
         Some(Reach::Public)
     }
 }
 
+/// Link-local addresses of version 6 name nobody without an interface, which an address does not
+/// carry.
 fn reach_of_v6(ip: Ipv6Addr) -> Option<Reach> {
-    let first = ip.segments()[0];
-    let documentation = first == 0x2001 && ip.segments()[1] == 0x0db8;
+    let [first, second, ..] = ip.segments();
+    let documentation = first == 0x2001 && second == 0x0db8;
     if ip.is_loopback() {
         Some(Reach::Loopback)
-    } else if ip.is_unique_local() {
-        Some(Reach::Private)
-    } else if ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || documentation {
+    } else if ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() {
         None
+    } else if ip.is_unique_local() || documentation {
+        Some(Reach::Private)
     } else {
         Some(Reach::Public)
     }
@@ -161,9 +164,10 @@ mod tests {
             ("/dns4/boot.example.org/tcp/4101", Some(Reach::Public)),
             ("/ip4/0.0.0.0/tcp/4101", None),
             ("/ip4/224.0.0.1/tcp/4101", None),
-            ("/ip4/169.254.3.4/tcp/4101", None),
+            ("/ip4/169.254.3.4/tcp/4101", Some(Reach::Private)),
+            ("/ip4/192.0.2.2/tcp/4101", Some(Reach::Private)),
             ("/ip6/fe80::1/tcp/4101", None),
-            ("/ip6/2001:db8::1/tcp/4101", None),
+            ("/ip6/2001:db8::1/tcp/4101", Some(Reach::Private)),
             ("/ip4/8.8.8.8/tcp/0", None),
             ("/ip4/8.8.8.8/udp/4101", None),
             ("/ip4/8.8.8.8/tcp/4101/ws", None),

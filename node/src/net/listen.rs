@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
@@ -19,6 +19,9 @@ use super::errands::root_cause;
 use super::error::StartError;
 use super::event_loop::EventLoop;
 use super::limits::LISTEN_WITHIN;
+
+/// Events that are taken up before start returns, beyond those that it waits for.
+const MAX_READY_EVENTS: usize = 256;
 
 /// Listens on every address, and returns when each socket has reported where.
 pub(super) async fn listen_on_all(
@@ -59,11 +62,26 @@ pub(super) async fn listen_on_all(
         Ok(())
     };
     match timeout(LISTEN_WITHIN, listening).await {
-        Ok(listening) => listening,
+        Ok(listening) => {
+            listening?;
+            take_what_is_ready(network);
+            Ok(())
+        }
         Err(_) => match waiting.into_values().next() {
             Some(address) => Err(StartError::ListenTimedOut { address, within: LISTEN_WITHIN }),
             None => Ok(()),
         },
+    }
+}
+
+/// A wildcard address reports one address per interface, one after the other: takes those that are
+/// known by now, so that a bootstrap prints all of its addresses.
+fn take_what_is_ready(network: &mut EventLoop) {
+    for _ in 0..MAX_READY_EVENTS {
+        match network.swarm.select_next_some().now_or_never() {
+            Some(event) => network.on_swarm_event(event),
+            None => return,
+        }
     }
 }
 

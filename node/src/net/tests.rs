@@ -3,6 +3,7 @@
 //! Every wait is for a condition and bounded by [`SOON`], far above what a starved machine needs;
 //! the bounds that are promised to callers are asserted where they are the point.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -153,6 +154,36 @@ async fn a_lookup_ends_as_soon_as_enough_are_found() {
     find(&renter, key, 3).await;
     assert_eq!(renter.find_providers(key, 2, SOON).await.map(|found| found.len()), Ok(2));
     assert_eq!(renter.find_providers(key, 0, SOON).await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_providers_than_a_bucket_holds_are_found_in_turn_and_can_be_called() {
+    // Kademlia keeps 20 peers per bucket and names 20 providers per answer.
+    const PROVIDERS: usize = 45;
+    let (boot, at) = bootstrap(QUIC).await;
+    let key = DhtKey::hardware("any");
+    let mut providers = HashMap::new();
+    for _ in 0..PROVIDERS {
+        let (provider, inbound) = joined(Role::Provider, &[QUIC], &at).await;
+        provider.provide(key).await.expect("published");
+        providers.insert(provider.local_peer(), (provider, inbound));
+    }
+    eventually(&boot, |snapshot| snapshot.records_kept == PROVIDERS).await;
+    let (renter, _) = joined(Role::Renter, &[], &at).await;
+    let mut found = HashSet::new();
+    let finding = async {
+        while found.len() < PROVIDERS {
+            found.extend(renter.find_providers(key, 16, SOON).await.expect("answers"));
+        }
+    };
+    timeout(SOON, finding).await.expect("all get their turn");
+    for (peer, (_, inbound)) in &mut providers {
+        let answering = async {
+            inbound.requests.recv().await.expect("asked").answer(vec![1]).expect("waits");
+        };
+        let (answer, ()) = tokio::join!(renter.ask(*peer, vec![9], SOON), answering);
+        assert_eq!(answer, Ok(vec![1]), "{peer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
