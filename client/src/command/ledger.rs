@@ -119,32 +119,12 @@ fn receipt_json(lane: &LaneSummary) -> serde_json::Value {
     })
 }
 
-/// One job as JSON; the provider's `potluckd ledger receipts` has the same fields.
-fn receipt(lane: &LaneSummary) -> serde_json::Value {
-    serde_json::json!({
-        "job": lane.lane.to_string(),
-        "role": lane.role,
-        "peer": lane.peer,
-        "opened_unix_ms": lane.opened.get(),
-        "model": lane.model,
-        "model_name": lane.model.and_then(potluck_node::catalogue::name_of),
-        "gpu_ms": lane.run_ms.saturating_add(lane.load_ms),
-        "amount_nanocredits": lane.amount.get(),
-        "vouchers": lane.vouchers,
-        "receipts": lane.receipts,
-        "prompt_tokens": lane.prompt_tokens,
-        "completion_tokens": lane.completion_tokens,
-        "reason": lane.reason,
-        "receipt": lane.receipt,
-    })
-}
-
 fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure> {
     let lanes = ledger.lanes(&Filter { limit: Some(MAX_SHOWN), ..Filter::default() })?;
     if lanes.is_empty() && !json {
         eprintln_prose("no job yet: potluck run smollm2-135m \"hello\"");
     }
-    let line = |lane: &LaneSummary| -> std::io::Result<String> {
+    let line = |lane: &LaneSummary| {
         if json {
             receipt_json(lane).to_string()
         } else {
