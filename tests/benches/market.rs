@@ -126,17 +126,15 @@ fn succeeded(job: Ended) -> Outcome<Ended> {
 
 async fn latency(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
     let renter = network.renter("latency")?;
-    for name in ["first run: command to first token", "second run: command to first token"] {
+    for run in ["first", "second"] {
         let job = succeeded(renter.run("Name a planet.", &["--max-tokens", "8"]).await?)?;
         let ttft = milliseconds(job.event("done"), "ttft_ms")?;
-        figures.push(Figure::plain("latency", name, ttft, "ms").below(2_000.0, "at most 2000 ms"));
+        figures.push(
+            Figure::plain("latency", format!("{run} run: command to first token"), ttft, "ms")
+                .below(2_000.0, "at most 2000 ms"),
+        );
         let placed = milliseconds(job.event("quote"), "elapsed_ms")?;
-        figures.push(Figure::plain(
-            "latency",
-            format!("  of which until the quote ({})", &name[..5]),
-            placed,
-            "ms",
-        ));
+        figures.push(Figure::plain("latency", format!("{run} run: of which until the quote"), placed, "ms"));
     }
     Ok(())
 }
