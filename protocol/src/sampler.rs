@@ -182,8 +182,7 @@ fn gumbel(key: &[u8; 32], position: u64, id: u32) -> f64 {
     let mut word = [0; 8];
     ChaCha12::new(key.into(), &nonce.into()).apply_keystream(&mut word);
     let bits = u64::from_le_bytes(word) >> 12;
-    // Below 2^52, so the conversion and the half are exact.
-    #[expect(clippy::cast_precision_loss, reason = "at most 52 bits: exact in f64")]
+    // Below 2^52, so the conversion and the half are exact in f64.
     let u = (bits as f64 + 0.5) / STEPS;
     -libm::log(-libm::log(u))
 }

@@ -29,15 +29,8 @@ pub enum WorkerExit {
 
 impl WorkerExit {
     /// Every exit, for whoever lists them.
-    pub const ALL: [Self; 7] = [
-        Self::Done,
-        Self::Usage,
-        Self::Cpu,
-        Self::Protocol,
-        Self::Load,
-        Self::EngineBroken,
-        Self::Orphaned,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Done, Self::Usage, Self::Cpu, Self::Protocol, Self::Load, Self::EngineBroken, Self::Orphaned];
 
     /// The process exit code.
     #[must_use]
@@ -87,11 +80,7 @@ pub struct Death {
 
 impl Death {
     pub(crate) fn new(status: Option<ExitStatus>, last_words: String) -> Self {
-        Self {
-            code: status.and_then(|s| s.code()),
-            signal: status.and_then(|s| s.signal()),
-            last_words,
-        }
+        Self { code: status.and_then(|s| s.code()), signal: status.and_then(|s| s.signal()), last_words }
     }
 }
 

@@ -296,14 +296,15 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn event() -> impl Strategy<Value = Event> {
-        let info = ("\\PC{0,20}", any::<u32>(), any::<u64>()).prop_map(|(name, number, parameters)| ModelInfo {
-            architecture: "llama".into(),
-            name,
-            context_tokens: number,
-            vocab: number,
-            parameters,
-            device: EngineDevice::Cpu { threads: 2 },
-        });
+        let info =
+            ("\\PC{0,20}", any::<u32>(), any::<u64>()).prop_map(|(name, number, parameters)| ModelInfo {
+                architecture: "llama".into(),
+                name,
+                context_tokens: number,
+                vocab: number,
+                parameters,
+                device: EngineDevice::Cpu { threads: 2 },
+            });
         let reason =
             prop::sample::select(vec![FinishReason::Stop, FinishReason::Length, FinishReason::Cancelled]);
         prop_oneof![
@@ -312,7 +313,8 @@ pub(crate) mod tests {
                 .prop_map(|(done_bytes, total_bytes)| Event::Loading { done_bytes, total_bytes }),
             info.prop_map(Event::Loaded),
             "\\PC{0,20}".prop_map(|what| Event::LoadFailed(LoadError::Corrupt { what })),
-            (any::<u64>(), any::<u32>()).prop_map(|(run, prompt_tokens)| Event::Started { run, prompt_tokens }),
+            (any::<u64>(), any::<u32>())
+                .prop_map(|(run, prompt_tokens)| Event::Started { run, prompt_tokens }),
             (any::<u64>(), prop::collection::vec(any::<u32>(), 0..20), "\\PC{0,20}")
                 .prop_map(|(run, tokens, text)| Event::Output { run, tokens, text }),
             (any::<u64>(), reason, any::<u32>()).prop_map(|(run, reason, completion_tokens)| {

@@ -13,7 +13,7 @@ use std::fmt;
 pub struct EffectiveProtection {
     /// The worker is a process of its own: a crash in the engine does not take the daemon along.
     pub own_process: bool,
-    /// Its environment is empty but for the engine's thread count and what CUDA needs.
+    /// Its environment is empty but for how the engine's threads behave and what CUDA needs.
     pub cleared_environment: bool,
     /// It is handed three descriptors: the socket, the model (read-only) and its log.
     pub named_descriptors: bool,

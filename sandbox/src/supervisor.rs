@@ -44,6 +44,11 @@ const DEATH_GRACE: Duration = Duration::from_secs(2);
 /// What of the daemon's environment a worker may know: where CUDA's libraries and cards are.
 const KEPT_ENVIRONMENT: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"];
 
+/// How often an idle engine thread looks for work before it sleeps (candle's own default is 25,000).
+/// Measured on two cores with another busy process beside the worker: 23 tokens/s instead of 4, for
+/// 5 % less when the machine is otherwise idle. An owner's machine is not otherwise idle.
+const ENGINE_SPINS: &str = "1000";
+
 /// Time and size limits of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerLimits {
@@ -210,7 +215,9 @@ impl Worker {
                 let Starting { child, pid, channel, order, log } = starting;
                 Ok(Self { child, pid, channel, order, log, info, limits, dead: false })
             }
-            Ok(None) => Err(StartError::Died { death: end(&mut starting.child, &starting.log, DEATH_GRACE).await }),
+            Ok(None) => {
+                Err(StartError::Died { death: end(&mut starting.child, &starting.log, DEATH_GRACE).await })
+            }
             Err(error) => {
                 end(&mut starting.child, &starting.log, Duration::ZERO).await;
                 Err(error)
@@ -351,7 +358,9 @@ impl Starting {
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
             .max(1);
-        let mut process = Process::new(&program);
+        // The worker starts in the root folder, so that it holds no other one: a relative path to the
+        // program would be looked up there.
+        let mut process = Process::new(std::path::absolute(&program).map_err(failed)?);
         // Descriptors of this program are close-on-exec: the worker gets these three and no more.
         process
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -359,6 +368,7 @@ impl Starting {
             .stderr(Stdio::piped())
             .env_clear()
             .env("RAYON_NUM_THREADS", threads.to_string())
+            .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", ENGINE_SPINS)
             .current_dir("/")
             .kill_on_drop(true);
         for name in KEPT_ENVIRONMENT {

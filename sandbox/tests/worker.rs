@@ -23,9 +23,7 @@ use potluck_sandbox::engine::{
 };
 use potluck_sandbox::exit::WorkerExit;
 use potluck_sandbox::ipc::{self, Command, Event};
-use potluck_sandbox::supervisor::{
-    Run, RunError, RunEvent, StartError, Worker, WorkerLimits, WorkerSpec,
-};
+use potluck_sandbox::supervisor::{Run, RunError, RunEvent, StartError, Worker, WorkerLimits, WorkerSpec};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_potluck-gpu-worker");
 

@@ -19,7 +19,7 @@ use crate::text;
 
 /// Prompt tokens computed at once: large enough for the matrix kernels to pay, small enough that a
 /// cancel or a pause takes effect within a fraction of a second on two slow cores.
-pub(crate) const PREFILL_CHUNK: usize = 64;
+pub(crate) const PREFILL_CHUNK: usize = 32;
 /// The longest that a finished token waits for company before it is handed out.
 const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// Leaves room in one event for the longest single token.
@@ -220,9 +220,8 @@ fn decode(
             return Ok(FinishReason::Cancelled);
         }
         let position = u32::try_from(session.at).unwrap_or(u32::MAX);
-        let id = sampler
-            .pick(&logits, u64::from(position))
-            .map_err(|_| GenerateError::NoToken { position })?;
+        let id =
+            sampler.pick(&logits, u64::from(position)).map_err(|_| GenerateError::NoToken { position })?;
         if engine.vocabulary.is_end(id) {
             return Ok(FinishReason::Stop);
         }

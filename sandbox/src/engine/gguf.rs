@@ -93,12 +93,8 @@ impl Header {
         }
         let tensor_count = walk.count("tensor count", MAX_TENSORS)?;
         let entry_count = walk.count("metadata count", MAX_ENTRIES)?;
-        let mut header = Self {
-            scalars: HashMap::new(),
-            arrays: HashMap::new(),
-            tensors: HashMap::new(),
-            data_offset: 0,
-        };
+        let mut header =
+            Self { scalars: HashMap::new(), arrays: HashMap::new(), tensors: HashMap::new(), data_offset: 0 };
         for _ in 0..entry_count {
             header.read_entry(&mut walk)?;
         }
@@ -299,9 +295,7 @@ impl<R: Read> Walk<R> {
             KIND_TEXT => Scalar::Text(self.text(what, MAX_STRING_BYTES)?),
             KIND_U64 => Scalar::Unsigned(self.u64(what)?),
             KIND_I8 | KIND_I16 | KIND_I32 | KIND_I64 => Scalar::Signed(self.integer(kind)?),
-            _ => Scalar::Unsigned(
-                u64::try_from(self.integer(kind)?).map_err(|_| corrupt(what.to_owned()))?,
-            ),
+            _ => Scalar::Unsigned(u64::try_from(self.integer(kind)?).map_err(|_| corrupt(what.to_owned()))?),
         })
     }
 
@@ -316,9 +310,8 @@ impl<R: Read> Walk<R> {
             KIND_U32 => i64::from(u32::from_le_bytes(self.bytes(what)?)),
             KIND_I32 => i64::from(i32::from_le_bytes(self.bytes(what)?)),
             KIND_I64 => i64::from_le_bytes(self.bytes(what)?),
-            KIND_U64 => {
-                i64::try_from(self.u64(what)?).map_err(|_| corrupt("an integer is out of range".to_owned()))?
-            }
+            KIND_U64 => i64::try_from(self.u64(what)?)
+                .map_err(|_| corrupt("an integer is out of range".to_owned()))?,
             other => return Err(corrupt(format!("value type {other}"))),
         })
     }
@@ -535,7 +528,7 @@ mod tests {
         let tensor = |dims: &[u64], kind: u32, offset: u64| {
             let mut bytes = start(1, 0);
             text(&mut bytes, "w");
-            bytes.extend((dims.len() as u32).to_le_bytes());
+            bytes.extend(u32::try_from(dims.len()).unwrap().to_le_bytes());
             for dim in dims {
                 bytes.extend(dim.to_le_bytes());
             }

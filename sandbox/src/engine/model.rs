@@ -91,7 +91,9 @@ impl Dimensions {
                 self.heads, self.kv_heads, self.embedding
             )));
         }
-        for key in ["llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"] {
+        for key in
+            ["llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"]
+        {
             if header.scalar(key).is_some() && header.unsigned(key) != Some(self.head_dim()) {
                 return Err(unsupported(format!("llama whose {key} is not {}", self.head_dim())));
             }
@@ -234,7 +236,11 @@ fn real(header: &Header, key: &str, default: f32) -> Result<f32, LoadError> {
     };
     #[expect(clippy::cast_possible_truncation, reason = "rounds to the nearest f32, and infinity is refused")]
     let value = value as f32;
-    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(corrupt(format!("`{key}` is no positive number"))) }
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(corrupt(format!("`{key}` is no positive number")))
+    }
 }
 
 /// The model file, read by position: the descriptor's own offset is shared with every process that

@@ -82,9 +82,11 @@ impl ChatTemplate {
             let limit = u64::try_from(MAX_TEMPLATE_BYTES).unwrap_or(u64::MAX);
             return Err(LoadError::TooLarge { what: "chat template".to_owned(), limit });
         }
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| {
-            LoadError::Engine { what: text::clean(&e.to_string(), 200) }
-        })?;
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|e| LoadError::Engine { what: text::clean(&e.to_string(), 200) })?;
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -110,7 +112,8 @@ impl ChatTemplate {
             Kind::ChatMl => {
                 let mut prompt = String::new();
                 for message in messages {
-                    prompt += &format!("<|im_start|>{}\n{}<|im_end|>\n", message.role.name(), message.content);
+                    prompt +=
+                        &format!("<|im_start|>{}\n{}<|im_end|>\n", message.role.name(), message.content);
                 }
                 Ok(prompt + "<|im_start|>assistant\n")
             }

@@ -153,7 +153,9 @@ impl Vocabulary {
         ids.extend_from_slice(encoding.get_ids());
         // On a GPU an id past the table is an assertion in the kernel that poisons the device.
         match ids.iter().find(|id| self.piece(**id).is_none()) {
-            Some(id) => Err(GenerateError::Tokenizer { what: format!("token {id} is not in the vocabulary") }),
+            Some(id) => {
+                Err(GenerateError::Tokenizer { what: format!("token {id} is not in the vocabulary") })
+            }
             None => Ok(ids),
         }
     }
@@ -211,11 +213,9 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, LoadError> {
         // GPT-2's own pattern; no space is put in front.
         "gpt-2" | "default" => Ok(ByteLevel::new(false, true, true).into()),
         // Each digit alone, then GPT-2's pattern.
-        "smollm" => Ok(Sequence::new(vec![
-            Digits::new(true).into(),
-            ByteLevel::new(false, true, true).into(),
-        ])
-        .into()),
+        "smollm" => {
+            Ok(Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]).into())
+        }
         LLAMA3 => {
             let split = Split::new(
                 SplitPattern::Regex(LLAMA3_SPLIT.to_owned()),
@@ -393,11 +393,29 @@ mod tests {
         let vocabulary = real();
         for (text, ids) in [
             ("Hello'Ve world 123\n\n  foo", &[19556, 23, 25917, 905, 216, 33, 34, 35, 8866, 29856][..]),
-            ("The year 2024, it's 3.14159 m²; ½ cup", &[504, 713, 216, 34, 32, 34, 36, 28, 357, 506, 216, 35, 30, 33, 36, 33, 37, 41, 283, 19133, 43, 216, 16738, 7118][..]),
-            ("naïve café — 日本語 🦀🚀", &[3546, 46494, 37366, 1841, 17097, 241, 115, 40993, 179, 120, 248, 15107, 116, 218, 10813, 244, 218][..]),
+            (
+                "The year 2024, it's 3.14159 m²; ½ cup",
+                &[
+                    504, 713, 216, 34, 32, 34, 36, 28, 357, 506, 216, 35, 30, 33, 36, 33, 37, 41, 283, 19133,
+                    43, 216, 16738, 7118,
+                ][..],
+            ),
+            (
+                "naïve café — 日本語 🦀🚀",
+                &[
+                    3546, 46494, 37366, 1841, 17097, 241, 115, 40993, 179, 120, 248, 15107, 116, 218, 10813,
+                    244, 218,
+                ][..],
+            ),
             ("   leading and trailing   ", &[256, 2899, 284, 35079, 333][..]),
-            ("x=1\n\ty = x**2  # comment\r\n", &[104, 45, 33, 198, 197, 105, 446, 1792, 828, 34, 216, 907, 5189, 2738][..]),
-            ("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n", &[1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198][..]),
+            (
+                "x=1\n\ty = x**2  # comment\r\n",
+                &[104, 45, 33, 198, 197, 105, 446, 1792, 828, 34, 216, 907, 5189, 2738][..],
+            ),
+            (
+                "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+                &[1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198][..],
+            ),
             ("I'll don't WE'RE they've", &[57, 3060, 1326, 982, 26587, 23, 3256, 502, 3543][..]),
             ("１２３ Ⅷ ٣", &[8083, 235, 8083, 236, 8083, 237, 216, 173, 223, 117, 216, 164, 113][..]),
         ] {

@@ -311,11 +311,8 @@ mod tests {
         order.accept(&Event::Prefilled { run: 1, done_tokens: 4 }).unwrap();
         order.accept(&output(vec![1, 99])).unwrap();
         assert!(order.accept(&output(vec![100])).is_err());
-        let finished = |run, completion_tokens| Event::Finished {
-            run,
-            reason: FinishReason::Stop,
-            completion_tokens,
-        };
+        let finished =
+            |run, completion_tokens| Event::Finished { run, reason: FinishReason::Stop, completion_tokens };
         assert!(order.accept(&finished(1, 3)).is_err());
         assert!(order.accept(&finished(2, 2)).is_err());
         order.accept(&finished(1, 2)).unwrap();
