@@ -44,7 +44,7 @@ demo: build ## one bootstrap, two providers and a renter, on this machine
 test: model ## everything, with stories over real processes and the real model
 	@cargo test --workspace --locked
 
-bench: model ## measure; ONLY=overhead|latency|idle narrows it
+bench: model ## measure; ONLY=market|renter|owner narrows it
 	@cargo bench --workspace --locked --profile dev --bench market -- $(ONLY)
 
 lint: setup ## format, clippy, and cargo-deny where it is installed

@@ -20,7 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   potluckd init
   potluckd models pull smollm2-135m
-  potluckd run --bootstrap /ip4/203.0.113.7/udp/4601/quic-v1/p2p/12D3KooW...
+  potluckd run --bootstrap /ip4/203.0.113.7/udp/4101/quic-v1/p2p/12D3KooW...
   potluckd status
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 local state";

@@ -268,7 +268,7 @@ pub fn template() -> String {
             "bootstrap",
             "[]".into(),
             "Peers to join the network through, like\n\
-             \"/ip4/203.0.113.7/udp/4601/quic-v1/p2p/12D3KooW...\".",
+             \"/ip4/203.0.113.7/udp/4101/quic-v1/p2p/12D3KooW...\".",
         ),
         (
             "models",

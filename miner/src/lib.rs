@@ -10,6 +10,8 @@
 //! stream ──▶ intake: SignedJob ─▶ VerifiedJob ─▶ AdmittedJob ──▶ driver: MeteredRun ──▶ Close
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod admission;
 pub mod cli;
 mod clock;

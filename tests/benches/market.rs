@@ -74,20 +74,18 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn measure(only: Option<&str>) -> Outcome<bool> {
     let wanted = |area: &str| only.is_none_or(|only| only == area);
-    if !["overhead", "latency", "idle"].iter().any(|area| wanted(area)) {
-        return Err(
-            format!("no area is called `{}`: overhead, latency, idle", only.unwrap_or_default()).into()
-        );
+    if !["market", "renter", "owner"].iter().any(|area| wanted(area)) {
+        return Err(format!("no area is called `{}`: market, renter, owner", only.unwrap_or_default()).into());
     }
     let mut figures = Vec::new();
     let network = Network::with_providers(&["0.04"]).await?;
-    if wanted("latency") {
+    if wanted("renter") {
         latency(&network, &mut figures).await?;
     }
-    if wanted("overhead") {
+    if wanted("market") {
         overhead(&network, &mut figures).await?;
     }
-    if wanted("idle") {
+    if wanted("owner") {
         idle(&network, &mut figures).await?;
     }
     drop(network);
@@ -125,16 +123,16 @@ fn succeeded(job: Ended) -> Outcome<Ended> {
 }
 
 async fn latency(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
-    let renter = network.renter("latency")?;
+    let renter = network.renter("renter")?;
     for run in ["first", "second"] {
         let job = succeeded(renter.run("Name a planet.", &["--max-tokens", "8"]).await?)?;
         let ttft = milliseconds(job.event("done"), "ttft_ms")?;
         figures.push(
-            Figure::plain("latency", format!("{run} run: command to first token"), ttft, "ms")
+            Figure::plain("renter", format!("{run} run: command to first token"), ttft, "ms")
                 .below(2_000.0, "at most 2000 ms"),
         );
         let placed = milliseconds(job.event("quote"), "elapsed_ms")?;
-        figures.push(Figure::plain("latency", format!("{run} run: of which until the quote"), placed, "ms"));
+        figures.push(Figure::plain("renter", format!("{run} run: of which until the quote"), placed, "ms"));
     }
     Ok(())
 }
@@ -146,7 +144,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Tokens per second from the first to the last piece of the answer, both ways in turn.
 async fn overhead(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
-    let renter = network.renter("overhead")?;
+    let renter = network.renter("market")?;
     let spec = WorkerSpec {
         program: program("potluck-gpu-worker")?,
         model: fs::File::open(model_file()?)?,
@@ -168,10 +166,10 @@ async fn overhead(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
         ratio: Some(market / engine),
         target: Some("at least 0.95 of direct"),
         holds: Some(market >= 0.95 * engine),
-        ..Figure::plain("overhead", "tokens per second through the market", market, "tok/s")
+        ..Figure::plain("market", "tokens per second through the market", market, "tok/s")
     });
-    figures.push(Figure::plain("overhead", "tokens per second, engine called directly", engine, "tok/s"));
-    figures.push(Figure::plain("overhead", "what the market costs", (1.0 - market / engine) * 100.0, "%"));
+    figures.push(Figure::plain("market", "tokens per second, engine called directly", engine, "tok/s"));
+    figures.push(Figure::plain("market", "what the market costs", (1.0 - market / engine) * 100.0, "%"));
     Ok(())
 }
 
@@ -257,10 +255,10 @@ async fn idle(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
         let (memory, now) = usage(pid)?;
         let percent = (now - spent) / IDLE.as_secs_f64() * 100.0;
         figures.push(
-            Figure::plain("idle", format!("{name}: resident"), memory, "MiB").below(64.0, "at most 64 MiB"),
+            Figure::plain("owner", format!("{name}: resident"), memory, "MiB").below(64.0, "at most 64 MiB"),
         );
         figures.push(
-            Figure::plain("idle", format!("{name}: processor"), percent, "%").below(1.0, "at most 1 %"),
+            Figure::plain("owner", format!("{name}: processor"), percent, "%").below(1.0, "at most 1 %"),
         );
     }
     Ok(())

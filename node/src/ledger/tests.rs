@@ -433,7 +433,8 @@ proptest! {
                 }
                 Step::Close { sell, lane } => append(sample(sell, lane).close()).unwrap(),
                 Step::Reopen | Step::LoseIndex => {
-                    ledger = None;
+                    // The folder must be free before it is opened again.
+                    drop(ledger.take());
                     if matches!(step, Step::LoseIndex) {
                         fs::remove_dir_all(home.path().join("index")).unwrap();
                     }

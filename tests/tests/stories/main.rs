@@ -7,6 +7,8 @@
 mod answer;
 mod bad_models;
 mod cancelled;
+mod impostor;
+mod impostors;
 mod limits;
 mod local_state;
 mod lost_provider;
