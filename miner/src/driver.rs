@@ -185,14 +185,14 @@ impl Driver<'_> {
             if let Some(decided) = decided
                 && ending.as_ref().is_none_or(|before| before.bill_rest && !decided.bill_rest)
             {
-                self.cancel(run).await;
+                self.cancel(run);
                 ending = Some(decided);
             }
         }
     }
 
     /// The worker's time ends here, whatever it still does.
-    async fn cancel(&mut self, run: &mut Run<'_>) {
+    fn cancel(&mut self, run: &mut Run<'_>) {
         let now = Instant::now();
         self.books.clock.enter(Phase::Stalled, now);
         if self.cancelled_at.is_none() {

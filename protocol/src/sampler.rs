@@ -211,6 +211,7 @@ mod tests {
 
     /// Logits that any language can make: `sin(i * step) * scale`, rounded to 1/1024 so that the
     /// last bit of a sine does not matter.
+    #[expect(clippy::cast_possible_truncation, reason = "multiples of 1/1024 in this range are exact in f32")]
     fn wave(len: u32, step: f64, scale: f64) -> Vec<f32> {
         (0..len).map(|i| (libm::sin(f64::from(i) * step) * scale * 1024.0).round() as f32 / 1024.0).collect()
     }

@@ -4,6 +4,12 @@
 //! alone, fast pause and cancel, a typed error for every broken model, and no worker that outlives
 //! its daemon. Never: replaces the process, the socket or the model.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking")]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "one worker at a time has the cores; each test has its own thread"
+)]
+
 #[path = "common/model.rs"]
 mod model;
 

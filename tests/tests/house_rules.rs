@@ -4,6 +4,8 @@
 //! Owns: the structure of the workspace. Never: judges behaviour. Run by `make test`; each failure
 //! names the file and the rule.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,8 @@
 //! Owns: `tests/vectors/*.json`. Never: writes there unless `POTLUCK_BLESS=1`. Run by `make test`;
 //! fails when any byte differs, and when a file in the folder is not one of those it reads.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;

@@ -4,6 +4,8 @@
 //! sleeps, or looks inside a program: what a story knows was printed. Run by `make test`, one story at
 //! a time (the engine wants the cores for itself).
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking")]
+
 mod answer;
 mod bad_models;
 mod cancelled;
