@@ -100,7 +100,10 @@ impl Ending {
             AccountFault::Sign(_) | AccountFault::Meter(_) => {
                 Self::failed(CloseReason::ProviderFailed, RefusalCode::WorkerFailed, why)
             }
-            AccountFault::BadVoucher(_) | AccountFault::WrongVoucher(_) => {
+            AccountFault::BadVoucher(_) => {
+                Self::failed(CloseReason::RenterFailed, RefusalCode::BadSignature, why)
+            }
+            AccountFault::WrongVoucher(_) => {
                 Self::failed(CloseReason::RenterFailed, RefusalCode::VoucherMissing, why)
             }
         }

@@ -25,7 +25,7 @@ pub enum Fault {
 pub enum RefusalCode {
     /// The frame, contract or job breaks a rule of the protocol. Fault: renter.
     Malformed,
-    /// The signature is not the renter's. Fault: renter.
+    /// The signature on a contract or a voucher is not the renter's. Fault: renter.
     BadSignature,
     /// The quote is not ours, is for somebody else, or does not match the contract. Fault: renter.
     QuoteMismatch,

@@ -9,6 +9,7 @@
 mod answer;
 mod bad_models;
 mod cancelled;
+mod clocks;
 mod impostor;
 mod impostors;
 mod limits;

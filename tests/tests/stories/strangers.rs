@@ -144,7 +144,7 @@ async fn vouchers_that_pay_too_little_or_twice_end_the_job() {
     changed.body.amount = NanoCredit::new(changed.body.amount.get() + 1);
     debt.talk.say(&RenterFrame::Voucher(Box::new(changed))).await;
     let refusal = debt.talk.refusal().await;
-    assert_eq!(refusal.code, RefusalCode::VoucherMissing, "{refusal:?}");
+    assert_eq!(refusal.code, RefusalCode::BadSignature, "{refusal:?}");
 
     // The same voucher again, where the next one is due: it pays once.
     let mut debt = stranger.until_first_meter(6).await;
