@@ -9,6 +9,7 @@ use potluck_node::telemetry;
 
 use crate::command::ledger::{self, LedgerCommand};
 use crate::command::run::{self, RunArgs};
+use crate::command::search::{self, SearchCommand};
 use crate::error::Failure;
 use crate::output::{Printer, eprintln_prose};
 
@@ -31,6 +32,9 @@ struct Cli {
 enum Command {
     /// Run one prompt on the network
     Run(RunArgs),
+    /// Who offers what, at what price
+    #[command(subcommand)]
+    Search(SearchCommand),
     /// What is owed to whom, and for what
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -47,7 +51,12 @@ pub fn main() -> ExitCode {
     let (mut printer, result) = match cli.command {
         Command::Run(args) => {
             let mut printer = Printer::new(args.json, args.quiet);
-            let result = block_on(args, &mut printer);
+            let result = block_on(run::run(args, &mut printer));
+            (printer, result)
+        }
+        Command::Search(SearchCommand::Offers(args)) => {
+            let printer = Printer::new(args.json, false);
+            let result = block_on(search::run(&args, &printer));
             (printer, result)
         }
         Command::Ledger(command) => {
@@ -64,11 +73,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn block_on(args: RunArgs, printer: &mut Printer) -> Result<(), Failure> {
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|why| Failure::Internal { what: format!("the runtime cannot start: {why}") })?;
-    runtime.block_on(run::run(args, printer))
+    runtime.block_on(command)
 }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
 use potluck_node::net::{JoinError, StartError};
@@ -29,13 +30,8 @@ pub enum Failure {
         hint: String,
     },
     /// No model of that name.
-    #[error("no model is called `{name}`")]
-    UnknownModel {
-        /// What was typed.
-        name: String,
-        /// What may have been meant.
-        closest: Vec<&'static str>,
-    },
+    #[error("{0}")]
+    UnknownModel(#[from] UnknownModel),
     /// The job breaks a bound.
     #[error("{0}")]
     Job(#[from] JobError),
@@ -189,7 +185,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Usage { .. } | Self::Job(_) | Self::Amount(_) => "usage",
-            Self::UnknownModel { .. } => "unknown_model",
+            Self::UnknownModel(_) => "unknown_model",
             Self::NoProvider { .. } => "no_provider",
             Self::Join(_) => "no_bootstrap",
             Self::TooDear { .. } => "over_max_price",
@@ -216,7 +212,7 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Usage { .. }
-            | Self::UnknownModel { .. }
+            | Self::UnknownModel(_)
             | Self::Job(_)
             | Self::Amount(_)
             | Self::TooDear { .. }
@@ -243,7 +239,7 @@ impl Failure {
     #[must_use]
     pub fn exit(&self) -> u8 {
         match self {
-            Self::Usage { .. } | Self::UnknownModel { .. } | Self::Job(_) | Self::Amount(_) => 2,
+            Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
             Self::NoProvider { .. } | Self::Join(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
@@ -258,7 +254,7 @@ impl Failure {
     pub fn hint(&self) -> String {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
-            Self::UnknownModel { closest, .. } => {
+            Self::UnknownModel(UnknownModel { closest, .. }) => {
                 format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
             }
             Self::Job(_) | Self::Amount(_) => "nothing was spent; see potluck run --help".into(),

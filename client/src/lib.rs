@@ -10,6 +10,7 @@ pub mod cli;
 pub mod command;
 pub mod compose;
 pub mod error;
+pub mod joined;
 pub mod output;
 pub mod search;
 pub mod session;

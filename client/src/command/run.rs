@@ -3,28 +3,22 @@
 //! Owns: the order of things (compose, join, search, choose, run) and the retry at the next provider
 //! while nothing was started. Never: talks on the wire itself. Called by [`crate::cli`].
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use potluck_node::catalogue;
-use potluck_node::identity::Identity;
 use potluck_node::ledger::Ledger;
-use potluck_node::net::{Inbound, Multiaddr, Network, NetworkConfig, NetworkLimits, Role};
-use potluck_node::shutdown;
-use potluck_node::state::StateDir;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::job::Sampling;
 use potluck_protocol::unit::{NanoCredit, Rate};
 
 use crate::compose;
 use crate::error::Failure;
+use crate::joined::{Joining, NetworkArgs};
 use crate::output::Printer;
 use crate::search::{self, Candidate};
 use crate::session::{self, Desk, JobFailure, Spending};
 
-/// Joining the network takes no longer: with the search, an error comes within 15 s.
-const JOIN_LIMIT: Duration = Duration::from_secs(6);
 /// Providers tried one after the other when each refuses before it starts.
 const MAX_TRIES: usize = 3;
 
@@ -65,12 +59,9 @@ pub struct RunArgs {
     /// Ask this provider only
     #[arg(long, value_name = "PEER")]
     pub provider: Option<String>,
-    /// Where to join the network (may be given several times)
-    #[arg(long, value_name = "ADDR", env = "POTLUCK_BOOTSTRAP", value_delimiter = ',')]
-    pub bootstrap: Vec<String>,
-    /// Where keys and ledger are kept
-    #[arg(long, value_name = "DIR", env = "POTLUCK_STATE_DIR")]
-    pub state_dir: Option<PathBuf>,
+    /// Where the network is, and where our state.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// One JSON object a line instead of text
     #[arg(long)]
     pub json: bool,
@@ -86,24 +77,12 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs, printer: &mut Printer) -> Result<(), Failure> {
     let begun = Instant::now();
     let request = Request::parse(&args)?;
-    let state = StateDir::open(&super::ledger::state_dir(args.state_dir.as_deref()))?;
-    let identity = Identity::load_or_create(&state.key_path())?;
-    let (ledger, _report) = Ledger::open(&state.ledger_dir(), identity.peer())?;
-    let stop = shutdown::on_signals()
-        .map_err(|why| Failure::Internal { what: format!("signals cannot be watched: {why}") })?;
-    printer.waiting("joining the network".into());
-    let config = NetworkConfig {
-        listen: Vec::new(),
-        bootstrap: request.bootstrap.clone(),
-        external: Vec::new(),
-        role: Role::Renter,
-        limits: NetworkLimits::for_role(Role::Renter),
-    };
-    // A renter serves nothing: whatever comes in is refused when the receivers are dropped.
-    let (network, _inbound): (Network, Inbound) = Network::start(&identity, config).await?;
-    let desk = Desk { identity: &identity, ledger: &ledger, network: &network, stop: &stop, begun };
+    let joining = Joining::open(&args.network, printer).await?;
+    let (identity, network) = (&joining.identity, &joining.network);
+    let (ledger, _report) = Ledger::open(&joining.state.ledger_dir(), identity.peer())?;
+    let desk = Desk { identity, ledger: &ledger, network, stop: &joining.stop, begun };
     // Before a contract is out there is nothing to settle; afterwards the session watches `stop`.
-    let result = match find(&desk, &request, printer).await {
+    let result = match find(&joining, &desk, &request, printer).await {
         Ok(candidates) => try_each(&desk, &request, candidates, printer).await,
         Err(failure) => Err(failure),
     };
@@ -118,13 +97,11 @@ struct Request {
     max_price: Option<Rate>,
     spending: Spending,
     provider: Option<PeerId>,
-    bootstrap: Vec<Multiaddr>,
 }
 
 impl Request {
     fn parse(args: &RunArgs) -> Result<Self, Failure> {
-        let model = catalogue::resolve(&args.model)
-            .map_err(|unknown| Failure::UnknownModel { name: unknown.name, closest: unknown.closest })?;
+        let model = catalogue::resolve(&args.model)?;
         let max_price = args.max_price.as_deref().map(Rate::from_dollars_per_hour).transpose()?;
         let budget = NanoCredit::from_dollars(&args.budget)?;
         let usage = |message: String, hint: &str| Failure::Usage { message, hint: hint.into() };
@@ -133,18 +110,6 @@ impl Request {
                 usage(why.to_string(), "a provider prints its id when it starts")
             },
         )?;
-        let bootstrap = args
-            .bootstrap
-            .iter()
-            .map(|text| {
-                text.parse().map_err(|why| {
-                    usage(
-                        format!("`{text}` is not an address: {why}"),
-                        "an address looks like /ip4/203.0.113.7/udp/4101/quic-v1/p2p/12D3KooW…",
-                    )
-                })
-            })
-            .collect::<Result<Vec<Multiaddr>, Failure>>()?;
         let seed = match args.seed {
             Some(seed) => seed,
             None => {
@@ -166,14 +131,18 @@ impl Request {
             max_price,
             spending: Spending { budget },
             provider,
-            bootstrap,
         })
     }
 }
 
-async fn find(desk: &Desk<'_>, request: &Request, printer: &Printer) -> Result<Vec<Candidate>, Failure> {
+async fn find(
+    joining: &Joining,
+    desk: &Desk<'_>,
+    request: &Request,
+    printer: &Printer,
+) -> Result<Vec<Candidate>, Failure> {
     let search = async {
-        desk.network.join(JOIN_LIMIT).await?;
+        joining.join().await?;
         printer.waiting(format!("asking who serves {}", request.model_name));
         let begun = Instant::now();
         let found = search::quotes(desk.network, request.model, request.provider).await;

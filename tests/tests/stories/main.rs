@@ -16,6 +16,7 @@ mod limits;
 mod local_state;
 mod lost_provider;
 mod nobody;
+mod offers;
 mod stranger;
 mod strangers;
 
