@@ -1,16 +1,21 @@
 //! The end of a program, asked for by a signal.
 //!
 //! Owns: SIGINT and SIGTERM. Never: decides what ending means; it cancels a token that the
-//! program's parts watch. Called once at start. A second signal ends the process at once, with exit
-//! code 130, for whoever cannot wait.
+//! program's parts watch. Called once at start. A second signal, unless it comes right behind the
+//! first, ends the process at once, with exit code 130, for whoever cannot wait.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The exit code of a program that was told twice to end: 128 and SIGINT, as shells have it.
 pub const EXIT_INTERRUPTED: i32 = 130;
+
+/// A terminal signals a whole group of programs, and whoever started us may pass the same wish on:
+/// what comes this soon after the first signal is that one again, not impatience.
+const SAME_WISH: Duration = Duration::from_millis(300);
 
 /// A token that is cancelled by the first SIGINT or SIGTERM. Must be called within a tokio runtime,
 /// before anything is started that the signal should end in good order.
@@ -29,8 +34,13 @@ async fn watch(mut interrupt: Signal, mut terminate: Signal, token: Cancellation
     next(&mut interrupt, &mut terminate).await;
     tracing::info!("stopping; a second signal ends at once");
     token.cancel();
-    next(&mut interrupt, &mut terminate).await;
-    exit_at_once();
+    let first = Instant::now();
+    loop {
+        next(&mut interrupt, &mut terminate).await;
+        if first.elapsed() >= SAME_WISH {
+            exit_at_once();
+        }
+    }
 }
 
 async fn next(interrupt: &mut Signal, terminate: &mut Signal) {

@@ -370,6 +370,8 @@ impl Starting {
             .env("RAYON_NUM_THREADS", threads.to_string())
             .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", ENGINE_SPINS)
             .current_dir("/")
+            // Ctrl-C at the daemon's terminal is for the daemon: it settles, then ends its workers.
+            .process_group(0)
             .kill_on_drop(true);
         for name in KEPT_ENVIRONMENT {
             if let Some(value) = std::env::var_os(name) {

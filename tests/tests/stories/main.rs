@@ -17,6 +17,7 @@ mod local_state;
 mod lost_provider;
 mod nobody;
 mod offers;
+mod owner_stops;
 mod stranger;
 mod strangers;
 
