@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use potluck_node::ledger::report;
 use potluck_node::net::Network;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::desk::Desk;
 use crate::error::CommandError;
-use crate::{ledger_view, status};
+use crate::status;
 
 /// The socket's name in the state folder.
 const SOCKET: &str = "control.sock";
@@ -87,7 +88,9 @@ impl Control {
                     Ok((stream, _)) => stream,
                     Err(error) => {
                         tracing::warn!(%error, "the control socket accepts nothing");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        // Mostly a want of descriptors, which passes.
+                        let rest = tokio::time::sleep(Duration::from_secs(1));
+                        stop.run_until_cancelled(rest).await;
                         continue;
                     }
                 },
@@ -121,8 +124,10 @@ async fn exchange(
     tokio::io::BufReader::new(reader.take(MAX_QUESTION_BYTES)).read_line(&mut line).await?;
     let answer = match serde_json::from_str(&line) {
         Ok(Question::Status) => Ok(status::of(desk, network, started).await),
-        Ok(Question::Balance) => ledger_view::balance(desk.ledger(), desk.me()),
-        Ok(Question::Receipts { limit }) => ledger_view::receipts(desk.ledger(), limit),
+        Ok(Question::Balance) => report::balance(desk.ledger(), desk.me()),
+        Ok(Question::Receipts { limit }) => {
+            report::receipts(desk.ledger(), limit).map(|all| json!({"receipts": all}))
+        }
         Err(error) => {
             let text = json!({"error": format!("not a question: {error}")});
             return write_line(&mut writer, &text).await;

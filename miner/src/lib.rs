@@ -23,7 +23,6 @@ pub mod driver;
 pub mod error;
 pub mod frames;
 pub mod intake;
-mod ledger_view;
 pub mod meter;
 pub mod metered;
 pub mod model_file;

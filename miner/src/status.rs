@@ -6,12 +6,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use potluck_node::ledger::report;
 use potluck_node::net::Network;
 use potluck_protocol::unit::dollars;
 use serde_json::{Value, json};
 
 use crate::desk::Desk;
-use crate::ledger_view;
 use crate::worker_slot::protection_summary;
 
 /// Everything at once.
@@ -31,7 +31,7 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
         })
         .collect();
     let first = desk.slots().iter().find_map(|slot| slot.ready());
-    let balance = ledger_view::balance(desk.ledger(), desk.me());
+    let balance = report::balance(desk.ledger(), desk.me());
     json!({
         "peer": desk.me(),
         "uptime_ms": u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),

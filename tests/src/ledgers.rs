@@ -56,10 +56,5 @@ pub async fn balance(name: &str, state: &Path) -> Result<i64, KitError> {
 /// # Errors
 /// As [`ask`].
 pub async fn receipts(name: &str, state: &Path) -> Result<Vec<Value>, KitError> {
-    let lines = ask(name, "receipts", state).await?;
-    // One object that holds them all, or one a line.
-    Ok(match lines.first().and_then(|line| line["receipts"].as_array()) {
-        Some(receipts) => receipts.clone(),
-        None => lines,
-    })
+    ask(name, "receipts", state).await
 }

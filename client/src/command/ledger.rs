@@ -5,9 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use potluck_node::catalogue;
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Filter, LaneSummary, Ledger};
+use potluck_node::ledger::{Filter, LaneSummary, Ledger, report};
 use potluck_node::state::{StateDir, default_dir};
 use potluck_protocol::id::PeerId;
 use potluck_protocol::unit::dollars;
@@ -63,28 +62,10 @@ pub fn run(command: &LedgerCommand) -> Result<(), Failure> {
 }
 
 fn balance(ledger: &Ledger, us: PeerId, json: bool) -> Result<std::io::Result<()>, Failure> {
-    let (totals, pairs) = (ledger.totals()?, ledger.pairs()?);
     if json {
-        let pairs: Vec<_> = pairs
-            .iter()
-            .map(|pair| {
-                serde_json::json!({
-                    "peer": pair.peer,
-                    "balance_nanocredits": pair.balance,
-                    "lanes": pair.lanes,
-                    "open": pair.open,
-                })
-            })
-            .collect();
-        let line = serde_json::json!({
-            "peer": us,
-            "balance_nanocredits": totals.balance,
-            "we_owe_nanocredits": totals.we_owe,
-            "owed_to_us_nanocredits": totals.owed_to_us,
-            "pairs": pairs,
-        });
-        return Ok(print_data(&line.to_string()));
+        return Ok(print_data(&report::balance(ledger, us)?.to_string()));
     }
+    let (totals, pairs) = (ledger.totals()?, ledger.pairs()?);
     let mut lines =
         vec![format!("balance   {}   (an IOU between peers, not money held)", dollars(totals.balance, true))];
     for pair in pairs {
@@ -99,45 +80,25 @@ fn balance(ledger: &Ledger, us: PeerId, json: bool) -> Result<std::io::Result<()
     Ok(print_data(&lines.join("\n")))
 }
 
-/// One job, with the names that `potluckd ledger receipts --json` uses.
-fn receipt_json(lane: &LaneSummary) -> serde_json::Value {
-    serde_json::json!({
-        "job": lane.lane.to_string(),
-        "role": lane.role,
-        "peer": lane.peer,
-        "opened_unix_ms": lane.opened.get(),
-        "model": lane.model,
-        "model_name": lane.model.and_then(catalogue::name_of),
-        "gpu_ms": lane.load_ms.saturating_add(lane.run_ms),
-        "amount_nanocredits": lane.amount.get(),
-        "vouchers": lane.vouchers,
-        "receipts": lane.receipts,
-        "prompt_tokens": lane.prompt_tokens,
-        "completion_tokens": lane.completion_tokens,
-        "reason": lane.reason,
-        "receipt": lane.receipt,
-    })
-}
-
 fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure> {
+    if json {
+        let all = report::receipts(ledger, MAX_SHOWN)?;
+        return Ok(all.iter().try_for_each(|receipt| print_data(&receipt.to_string())));
+    }
     let lanes = ledger.lanes(&Filter { limit: Some(MAX_SHOWN), ..Filter::default() })?;
-    if lanes.is_empty() && !json {
+    if lanes.is_empty() {
         eprintln_prose("no job yet: potluck run smollm2-135m \"hello\"");
     }
     let line = |lane: &LaneSummary| {
-        if json {
-            receipt_json(lane).to_string()
-        } else {
-            format!(
-                "{}   {}   {} ms   {}   {} vouchers   {} tokens",
-                lane.lane,
-                lane.peer.short(),
-                lane.load_ms.saturating_add(lane.run_ms),
-                lane.amount,
-                lane.vouchers,
-                lane.completion_tokens
-            )
-        }
+        format!(
+            "{}   {}   {} ms   {}   {} vouchers   {} tokens",
+            lane.lane,
+            lane.peer.short(),
+            lane.load_ms.saturating_add(lane.run_ms),
+            lane.amount,
+            lane.vouchers,
+            lane.completion_tokens
+        )
     };
     Ok(lanes.iter().try_for_each(|lane| print_data(&line(lane))))
 }

@@ -5,16 +5,15 @@
 use std::path::Path;
 
 use potluck_node::identity::Identity;
-use potluck_node::ledger::Ledger;
+use potluck_node::ledger::{Ledger, report};
 use potluck_node::state::StateDir;
 use potluck_protocol::unit::dollars;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::print_line;
 use crate::cli::LedgerVerb;
 use crate::control::{Question, ask};
 use crate::error::CommandError;
-use crate::ledger_view;
 
 pub(super) fn run(verb: LedgerVerb) -> Result<(), CommandError> {
     let (dir, json, question) = match verb {
@@ -25,6 +24,10 @@ pub(super) fn run(verb: LedgerVerb) -> Result<(), CommandError> {
         Some(answer) => answer,
         None => read(&dir, question)?,
     };
+    if json && matches!(question, Question::Receipts { .. }) {
+        receipts(&answer).iter().for_each(|receipt| print_line(&receipt.to_string()));
+        return Ok(());
+    }
     let shown = match question {
         _ if json => answer.to_string(),
         Question::Receipts { .. } => receipts_prose(&answer),
@@ -40,8 +43,8 @@ fn read(dir: &Path, question: Question) -> Result<Value, CommandError> {
     let identity = Identity::load_or_create(&state.key_path())?;
     let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
     Ok(match question {
-        Question::Receipts { limit } => ledger_view::receipts(&ledger, limit)?,
-        Question::Balance | Question::Status => ledger_view::balance(&ledger, identity.peer())?,
+        Question::Receipts { limit } => json!({"receipts": report::receipts(&ledger, limit)?}),
+        Question::Balance | Question::Status => report::balance(&ledger, identity.peer())?,
     })
 }
 
@@ -65,8 +68,12 @@ fn balance_prose(answer: &Value) -> String {
     lines.join("\n")
 }
 
+fn receipts(answer: &Value) -> &[Value] {
+    answer.get("receipts").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
 fn receipts_prose(answer: &Value) -> String {
-    let receipts = answer.get("receipts").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let receipts = receipts(answer);
     if receipts.is_empty() {
         return "no jobs yet".into();
     }

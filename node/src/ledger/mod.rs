@@ -13,6 +13,7 @@
 mod index;
 mod journal;
 mod record;
+pub mod report;
 mod view;
 mod writer;
 

@@ -1,18 +1,20 @@
-//! The ledger as `potluckd ledger` shows it.
+//! The ledger as `potluck ledger --json` and `potluckd ledger --json` show it.
 //!
-//! Owns: the JSON of balances and receipts. Never: adds anything up (the ledger does) or prints.
-//! Called by the control socket while potluckd runs, and by the command when it does not.
+//! Owns: the JSON of balances and receipts, the same on both sides (stable: fields are added, never
+//! renamed). Never: adds anything up (the ledger does) or prints. Called by both programs' `ledger`
+//! verbs and by the provider's control socket.
 
-use potluck_node::catalogue;
-use potluck_node::ledger::{Filter, LaneSummary, Ledger, ReadError};
 use potluck_protocol::id::PeerId;
 use serde_json::{Value, json};
+
+use super::{Filter, LaneSummary, Ledger, ReadError};
+use crate::catalogue;
 
 /// What peers owe, in nano-credits.
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub(crate) fn balance(ledger: &Ledger, me: PeerId) -> Result<Value, ReadError> {
+pub fn balance(ledger: &Ledger, me: PeerId) -> Result<Value, ReadError> {
     let totals = ledger.totals()?;
     let pairs: Vec<_> = ledger
         .pairs()?
@@ -35,14 +37,13 @@ pub(crate) fn balance(ledger: &Ledger, me: PeerId) -> Result<Value, ReadError> {
     }))
 }
 
-/// The last `limit` jobs, newest first.
+/// The last `limit` jobs, newest first, an object each.
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub(crate) fn receipts(ledger: &Ledger, limit: usize) -> Result<Value, ReadError> {
+pub fn receipts(ledger: &Ledger, limit: usize) -> Result<Vec<Value>, ReadError> {
     let filter = Filter { limit: Some(limit), ..Filter::default() };
-    let receipts: Vec<_> = ledger.lanes(&filter)?.iter().map(receipt).collect();
-    Ok(json!({"receipts": receipts}))
+    Ok(ledger.lanes(&filter)?.iter().map(receipt).collect())
 }
 
 fn receipt(lane: &LaneSummary) -> Value {
