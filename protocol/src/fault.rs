@@ -1,6 +1,6 @@
 //! Whose fault a failure is, and what it is called on the wire.
 //!
-//! Owns: the four parties and the codes a provider may refuse or end a job with. Never: decides
+//! Owns: the parties and the codes a provider may refuse or end a job with. Never: decides
 //! what follows (retry, ban, refund): that is policy of each program. Called by every room.
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub enum Fault {
     Network,
     /// This machine: its disk, its state folder, its clock.
     Local,
+    /// None of them: it was within everybody's rights.
+    Nobody,
 }
 
 /// Why a provider refused a job or ended it early. The numbers are the wire; none is ever reused.
@@ -51,6 +53,12 @@ pub enum RefusalCode {
     OwnerYield,
     /// A voucher did not come in time, or was wrong. Fault: renter.
     VoucherMissing,
+    /// Components are not run here, or none with such needs. Fault: provider.
+    NoGuests,
+    /// The component gave an error, trapped or broke a limit. Fault: renter.
+    GuestFailed,
+    /// The model cannot do what the job asks. Fault: renter.
+    NotSupported,
 }
 
 impl RefusalCode {
@@ -58,9 +66,10 @@ impl RefusalCode {
     #[must_use]
     pub fn fault(self) -> Fault {
         match self {
-            Self::UnknownModel | Self::Busy | Self::WorkerFailed | Self::LedgerFailed | Self::OwnerYield => {
+            Self::UnknownModel | Self::Busy | Self::WorkerFailed | Self::LedgerFailed | Self::NoGuests => {
                 Fault::Provider
             }
+            Self::OwnerYield => Fault::Nobody,
             Self::Malformed
             | Self::BadSignature
             | Self::QuoteMismatch
@@ -69,7 +78,9 @@ impl RefusalCode {
             | Self::CreditExhausted
             | Self::BudgetTooSmall
             | Self::PromptTooLong
-            | Self::VoucherMissing => Fault::Renter,
+            | Self::VoucherMissing
+            | Self::GuestFailed
+            | Self::NotSupported => Fault::Renter,
         }
     }
 
@@ -91,6 +102,9 @@ impl RefusalCode {
             Self::LedgerFailed => "ledger_failed",
             Self::OwnerYield => "owner_yield",
             Self::VoucherMissing => "voucher_missing",
+            Self::NoGuests => "no_guests",
+            Self::GuestFailed => "guest_failed",
+            Self::NotSupported => "not_supported",
         }
     }
 }

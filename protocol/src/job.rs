@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::id::{ContentHash, Digest};
-use crate::limits::{MAX_COMPLETION_TOKENS, MAX_JOB_BYTES, MAX_MESSAGES};
+use crate::limits::{
+    MAX_COMPLETION_TOKENS, MAX_COMPONENT_BYTES, MAX_GUEST_INPUT_BYTES, MAX_GUEST_MEMORY_MIB,
+    MAX_GUEST_MODELS, MAX_JOB_BYTES, MAX_MESSAGES, MAX_NAME_BYTES,
+};
+use crate::offer::GuestNeeds;
 use crate::sign::{digest_of, framed};
 use crate::wire::{self, WireError};
 
@@ -79,6 +83,43 @@ pub struct JobSpec {
     pub sampling: Sampling,
 }
 
+/// A model under the name that the component calls it by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedModel {
+    /// Letters, digits, `-`, `_` and `.`; at most [`MAX_NAME_BYTES`].
+    pub name: String,
+    /// Which.
+    pub model: ContentHash,
+}
+
+/// One run of a component: what `potluck exec` sends. Its bytes and its input follow the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// The blake3 of the component.
+    pub component: ContentHash,
+    /// Its length in bytes.
+    pub component_bytes: u64,
+    /// The blake3 of the input.
+    pub input: ContentHash,
+    /// Its length in bytes.
+    pub input_bytes: u32,
+    /// The models it may call.
+    pub models: Vec<NamedModel>,
+    /// Memory it may have, in MiB.
+    pub memory_mib: u32,
+    /// What its randomness is made from: equal jobs run equally.
+    pub seed: u64,
+}
+
+/// What a renter asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Job {
+    /// An answer of a model.
+    Generate(JobSpec),
+    /// A run of a component.
+    Exec(ExecSpec),
+}
+
 /// Why a job cannot be asked for. Fault: renter.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JobError {
@@ -97,6 +138,12 @@ pub enum JobError {
         range: &'static str,
         /// What was given.
         value: u64,
+    },
+    /// A component's own figures are out of range.
+    #[error("{what}")]
+    Exec {
+        /// Which, and what is allowed.
+        what: &'static str,
     },
     /// The job is too long to send, or its bytes are not a job.
     #[error(transparent)]
@@ -136,6 +183,65 @@ impl JobSpec {
             sampling.top_p_milli,
         )
     }
+}
+
+impl ExecSpec {
+    /// Checks every bound of the job.
+    ///
+    /// # Errors
+    /// The first bound broken.
+    pub fn check(&self) -> Result<(), JobError> {
+        let exec = |ok: bool, what| if ok { Ok(()) } else { Err(JobError::Exec { what }) };
+        exec((1..=MAX_COMPONENT_BYTES).contains(&self.component_bytes), "a component has 1 byte to 64 MiB")?;
+        exec(self.input_bytes <= MAX_GUEST_INPUT_BYTES, "an input has at most 8 MiB")?;
+        exec(
+            (1..=MAX_GUEST_MEMORY_MIB).contains(&self.memory_mib),
+            "a component has 1 to 4096 MiB of memory",
+        )?;
+        exec(self.models.len() <= MAX_GUEST_MODELS, "a component calls at most 4 models")?;
+        let named = |name: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.bytes().all(allowed)
+        };
+        exec(
+            self.models.iter().all(|model| named(&model.name)),
+            "a model's name has 1 to 64 letters, digits, '-', '_' or '.'",
+        )?;
+        let twice = (1..self.models.len())
+            .any(|at| self.models[..at].iter().any(|before| before.name == self.models[at].name));
+        exec(!twice, "two models have one name")
+    }
+
+    /// What the machine must have for it.
+    #[must_use]
+    pub fn needs(&self) -> GuestNeeds {
+        GuestNeeds {
+            models: self.models.iter().map(|model| model.model).collect(),
+            memory_mib: self.memory_mib,
+        }
+    }
+}
+
+impl Job {
+    /// Checks every bound of the job.
+    ///
+    /// # Errors
+    /// The first bound broken.
+    pub fn check(&self) -> Result<(), JobError> {
+        match self {
+            Self::Generate(spec) => spec.check(),
+            Self::Exec(spec) => spec.check(),
+        }
+    }
+
+    /// What runs: the model or the component.
+    #[must_use]
+    pub fn runs(&self) -> ContentHash {
+        match self {
+            Self::Generate(spec) => spec.model,
+            Self::Exec(spec) => spec.component,
+        }
+    }
 
     /// The canonical bytes, as they cross in parts.
     ///
@@ -173,13 +279,15 @@ pub enum FinishReason {
     Length,
     /// The renter, the budget or the provider ended it.
     Cancelled,
+    /// The component gave an error.
+    Failed,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(crate) fn sample() -> JobSpec {
+    fn spec() -> JobSpec {
         JobSpec {
             model: ContentHash::from_bytes([3; 32]),
             messages: vec![ChatMessage { role: Role::User, content: "hi".into() }],
@@ -187,24 +295,56 @@ mod tests {
         }
     }
 
+    fn exec() -> ExecSpec {
+        let named = |name: &str| NamedModel { name: name.into(), model: ContentHash::from_bytes([4; 32]) };
+        ExecSpec {
+            component: ContentHash::from_bytes([5; 32]),
+            component_bytes: 1_000,
+            input: ContentHash::from_bytes([6; 32]),
+            input_bytes: 0,
+            models: vec![named("chat"), named("embed")],
+            memory_mib: 256,
+            seed: 7,
+        }
+    }
+
+    #[test]
+    fn a_components_figures_are_bounded() {
+        let good = Job::Exec(exec());
+        assert_eq!(Job::from_bytes(&good.to_bytes().unwrap()), Ok(good));
+        let spoil = |with: fn(&mut ExecSpec)| {
+            let mut spec = exec();
+            with(&mut spec);
+            assert!(spec.check().is_err(), "{spec:?}");
+        };
+        spoil(|spec| spec.component_bytes = 0);
+        spoil(|spec| spec.component_bytes = MAX_COMPONENT_BYTES + 1);
+        spoil(|spec| spec.input_bytes = MAX_GUEST_INPUT_BYTES + 1);
+        spoil(|spec| spec.memory_mib = 0);
+        spoil(|spec| spec.models[1].name = "chat".into());
+        spoil(|spec| spec.models[1].name = "a b".into());
+        spoil(|spec| spec.models[0].name.clear());
+        spoil(|spec| spec.models = vec![spec.models[0].clone(); MAX_GUEST_MODELS + 1]);
+    }
+
     #[test]
     fn bounds_are_checked_both_ways() {
-        let good = sample().to_bytes().unwrap();
-        assert_eq!(JobSpec::from_bytes(&good), Ok(sample()));
-        let mut none = sample();
+        let good = Job::Generate(spec());
+        assert_eq!(Job::from_bytes(&good.to_bytes().unwrap()), Ok(good));
+        let mut none = spec();
         none.messages.clear();
-        let mut hot = sample();
+        let mut hot = spec();
         hot.sampling.temperature_milli = 2_001;
-        let mut long = sample();
+        let mut long = spec();
         long.messages[0].content = "x".repeat(MAX_JOB_BYTES);
         for bad in [none, hot, long] {
-            assert!(bad.to_bytes().is_err());
+            assert!(Job::Generate(bad).to_bytes().is_err());
         }
     }
 
     #[test]
     fn prompts_stay_out_of_debug_output() {
-        let mut job = sample();
+        let mut job = spec();
         job.messages[0].content = "a secret".into();
         assert!(!format!("{job:?}").contains("secret"));
     }

@@ -17,10 +17,10 @@ use thiserror::Error;
 
 use crate::id::Digest;
 use crate::limits::{CLOCK_DRIFT_PPM, METER_GRACE_MS};
-use crate::output::OutputChain;
-use crate::settle::{Contract, Meter, Receipt, Usage, Voucher};
+use crate::output::{OutputChain, Unit};
+use crate::settle::{Contract, Meter, Phase, Receipt, Usage, Voucher};
 use crate::sign::Verified;
-use crate::unit::{GpuMillis, NanoCredit, run_within};
+use crate::unit::{GpuMillis, NanoCredit};
 
 /// Why a renter does not pay for a meter. Fault: provider.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -78,8 +78,8 @@ pub struct RenterLane {
     contract: Contract,
     contract_digest: Digest,
     chain: OutputChain,
-    /// Tokens delivered after those in `chain`.
-    pending: Vec<u32>,
+    /// Output delivered after that in `chain`.
+    pending: Vec<Unit>,
     last: Option<(Digest, Voucher)>,
     /// Digest of the last voucher, once signed.
     head: Digest,
@@ -104,10 +104,15 @@ impl RenterLane {
 
     /// Notes tokens that were delivered.
     pub fn delivered(&mut self, tokens: &[u32]) {
-        self.pending.extend_from_slice(tokens);
+        self.pending.extend(tokens.iter().copied().map(Unit::Token));
     }
 
-    /// Tokens delivered so far.
+    /// Notes a part of a component's output that was delivered.
+    pub fn delivered_part(&mut self, part: &[u8]) {
+        self.pending.push(Unit::part(part));
+    }
+
+    /// Tokens, or parts of output, delivered so far.
     #[must_use]
     pub fn received(&self) -> u32 {
         self.chain.tokens().saturating_add(u32::try_from(self.pending.len()).unwrap_or(u32::MAX))
@@ -167,10 +172,7 @@ impl RenterLane {
             return Err(MeterRefused::OutOfOrder { expected, got: meter.k });
         }
         let before = self.usage();
-        if meter.usage.load < before.load
-            || meter.usage.run < before.run
-            || meter.tokens < self.chain.tokens()
-        {
+        if !meter.usage.continues(&before) || meter.tokens < self.chain.tokens() {
             return Err(MeterRefused::Backwards);
         }
         let allowed_ms = allowed_ms(elapsed, rtt);
@@ -188,11 +190,11 @@ impl RenterLane {
     fn chain_to(&self, meter: &Meter) -> Result<OutputChain, MeterRefused> {
         let received = self.received();
         let more = usize::try_from(meter.tokens - self.chain.tokens()).unwrap_or(usize::MAX);
-        let Some(tokens) = self.pending.get(..more) else {
+        let Some(units) = self.pending.get(..more) else {
             return Err(MeterRefused::NotDelivered { claimed: meter.tokens, received });
         };
         let mut chain = self.chain.clone();
-        chain.extend(tokens);
+        chain.extend_units(units);
         if chain.head() != meter.commitment {
             return Err(MeterRefused::WrongCommitment);
         }
@@ -321,15 +323,11 @@ impl ProviderLane {
         }
     }
 
-    /// The contract's limits as run time: the job stops there, to the millisecond.
+    /// The contract's limits as time in `phase`, after what the other phases of `usage` took: the job
+    /// stops there, to the millisecond.
     #[must_use]
-    pub fn run_limit(&self, load: GpuMillis) -> GpuMillis {
-        let terms = &self.contract.terms;
-        let by_time = self.contract.max_ms.saturating_sub(load);
-        match run_within(self.contract.max_total, terms.run, terms.load, load) {
-            Some(by_money) => by_money.min(by_time),
-            None => by_time,
-        }
+    pub fn limit(&self, usage: &Usage, phase: Phase) -> GpuMillis {
+        usage.limit(phase, &self.contract)
     }
 
     /// The next meter, to be signed; `usage` beyond the contract's limits is cut to them (the
@@ -344,9 +342,8 @@ impl ProviderLane {
         if self.open.is_some() {
             return Err(MeterError::Unpaid { k: self.k + 1 });
         }
-        let run = usage.run.min(self.run_limit(usage.load));
-        let usage = Usage { load: usage.load, run };
-        if usage.load < self.paid.load || usage.run < self.paid.run {
+        let usage = usage.cut(&self.contract, &self.paid);
+        if !usage.continues(&self.paid) {
             return Err(MeterError::Backwards);
         }
         Ok(Meter {
@@ -469,7 +466,7 @@ mod tests {
     }
 
     fn ran(ms: u64) -> Usage {
-        Usage { load: GpuMillis::ZERO, run: GpuMillis::new(ms) }
+        Usage { run: GpuMillis::new(ms), ..Usage::default() }
     }
 
     impl Pair {
@@ -621,7 +618,7 @@ mod tests {
             let mut pair = pair();
             pair.say(&[1, 2, 3]);
             let meter = pair.forged(|meter| {
-                meter.usage = Usage { load: GpuMillis::new(load), run: GpuMillis::new(run) };
+                meter.usage = Usage { load: GpuMillis::new(load), run: GpuMillis::new(run), guest: GpuMillis::ZERO };
                 meter.tokens = tokens;
                 meter.k = k;
             });

@@ -21,6 +21,20 @@ pub const MAX_OUTPUT_BYTES: usize = 32_768;
 pub const MAX_OFFERED_MODELS: usize = 16;
 /// Characters of a model's name, a hardware name or a hardware class.
 pub const MAX_NAME_BYTES: usize = 64;
+/// Models that one component may name.
+pub const MAX_GUEST_MODELS: usize = 4;
+/// The most memory a component may ask for, in MiB: what 32-bit wasm can address.
+pub const MAX_GUEST_MEMORY_MIB: u32 = 4_096;
+/// The largest component, in bytes of binary wasm.
+pub const MAX_COMPONENT_BYTES: u64 = 64 * 1_048_576;
+/// The largest input of a component, in bytes.
+pub const MAX_GUEST_INPUT_BYTES: u32 = 8 * 1_048_576;
+/// The largest output of a component, in bytes.
+pub const MAX_GUEST_OUTPUT_BYTES: u32 = 8 * 1_048_576;
+/// Bytes of a component's log that are kept; what follows is counted.
+pub const MAX_GUEST_LOG_BYTES: u32 = 256 * 1_024;
+/// Bytes of a progress note.
+pub const MAX_NOTE_BYTES: usize = 256;
 /// Bytes of an explanation that one peer sends to another.
 pub const MAX_REASON_BYTES: usize = 512;
 

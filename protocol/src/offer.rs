@@ -8,8 +8,8 @@ use thiserror::Error;
 
 use crate::id::{ContentHash, PeerId};
 use crate::limits::{
-    CLOCK_SLACK_MS, MAX_JOB_MS, MAX_NAME_BYTES, MAX_OFFERED_MODELS, MAX_QUANTUM_MS, MAX_WINDOW_MS,
-    MIN_QUANTUM_MS,
+    CLOCK_SLACK_MS, MAX_GUEST_MEMORY_MIB, MAX_GUEST_MODELS, MAX_JOB_MS, MAX_NAME_BYTES, MAX_OFFERED_MODELS,
+    MAX_QUANTUM_MS, MAX_WINDOW_MS, MIN_QUANTUM_MS,
 };
 use crate::sign::Signable;
 use crate::unit::{GpuMillis, Rate, UnixMillis};
@@ -31,7 +31,7 @@ impl Protection {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "none yet",
+            Self::None => "none",
             Self::Partial => "partial",
             Self::Full => "full",
         }
@@ -83,6 +83,40 @@ pub struct Offer {
     pub protection: Protection,
     /// Which models, at what price.
     pub models: Vec<OfferedModel>,
+    /// Whether it runs renters' components, and how.
+    pub guests: Option<GuestOffer>,
+}
+
+/// How a provider runs renters' components.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestOffer {
+    /// The runtime and its version, for example `wasmtime 48.0.8`: whoever hears of a hole in one can
+    /// keep away.
+    pub runtime: String,
+    /// Price of a component's own time; model time is billed as running.
+    pub rate: Rate,
+    /// The most memory a component may have, in MiB.
+    pub memory_mib: u32,
+}
+
+/// What a component needs from the machine it runs on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNeeds {
+    /// The models it calls.
+    pub models: Vec<ContentHash>,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+}
+
+impl GuestNeeds {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// Names the field that is out of them.
+    pub fn check(&self) -> Result<(), OfferError> {
+        bounded(self.models.len() <= MAX_GUEST_MODELS, "number of models")?;
+        bounded((1..=MAX_GUEST_MEMORY_MIB).contains(&self.memory_mib), "memory")
+    }
 }
 
 impl Signable for Offer {
@@ -100,6 +134,8 @@ pub struct Terms {
     pub run: Rate,
     /// Price of loading.
     pub load: Rate,
+    /// Price of a component's own time; zero where no component runs.
+    pub guest: Rate,
     /// A meter at least once in so much work.
     pub quantum: GpuMillis,
     /// Work that may be unpaid before the provider stops.
@@ -115,8 +151,10 @@ pub struct Quote {
     pub renter: PeerId,
     /// Makes every quote unique.
     pub serial: u64,
-    /// For which model.
+    /// For what: a model, or a component when `guest` is set.
     pub model: ContentHash,
+    /// What the component may have.
+    pub guest: Option<GuestNeeds>,
     /// At what price and pace.
     pub terms: Terms,
     /// The longest job it will take.
@@ -202,6 +240,12 @@ impl Offer {
     pub fn check(&self, now: UnixMillis) -> Result<(), OfferError> {
         bounded(!self.models.is_empty() && self.models.len() <= MAX_OFFERED_MODELS, "number of models")?;
         bounded(self.models.iter().all(|m| m.name.len() <= MAX_NAME_BYTES), "model name")?;
+        bounded(
+            self.guests.as_ref().is_none_or(|guests| {
+                guests.runtime.len() <= MAX_NAME_BYTES && guests.memory_mib <= MAX_GUEST_MEMORY_MIB
+            }),
+            "offer for components",
+        )?;
         self.hardware.check()?;
         unexpired(self.expires, now)
     }
@@ -216,6 +260,9 @@ impl Quote {
         bounded(self.provider == provider, "provider")?;
         bounded(self.renter == renter, "renter")?;
         bounded((1..=MAX_JOB_MS).contains(&self.max_ms.get()), "longest job")?;
+        if let Some(needs) = &self.guest {
+            needs.check()?;
+        }
         self.hardware.check()?;
         self.terms.check()?;
         unexpired(self.expires, now)
@@ -232,9 +279,11 @@ pub(crate) mod tests {
             renter,
             serial: 9,
             model: ContentHash::from_bytes([3; 32]),
+            guest: None,
             terms: Terms {
                 run: Rate::new(11_111),
                 load: Rate::ZERO,
+                guest: Rate::ZERO,
                 quantum: GpuMillis::new(1_000),
                 window: GpuMillis::new(2_000),
             },

@@ -19,7 +19,7 @@ use crate::id::{Digest, LaneId, PeerId};
 use crate::job::FinishReason;
 use crate::offer::Terms;
 use crate::sign::Signable;
-use crate::unit::{GpuMillis, NanoCredit, UnixMillis, amount};
+use crate::unit::{GpuMillis, NanoCredit, Rate, UnixMillis, amount, time_within};
 
 /// What a renter binds itself to for one job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,8 @@ pub enum Phase {
     Run,
     /// Waiting for a voucher: free.
     Stalled,
+    /// A component works, and no model does: billed at the guest rate.
+    Guest,
 }
 
 /// Worker time so far, by phase. Cumulative: it never falls.
@@ -72,21 +74,71 @@ pub enum Phase {
 pub struct Usage {
     /// Loading.
     pub load: GpuMillis,
-    /// Running.
+    /// Running a model.
     pub run: GpuMillis,
+    /// Running a component while no model of the job works.
+    pub guest: GpuMillis,
 }
 
 impl Usage {
-    /// Load and run together.
+    /// All phases together.
     #[must_use]
     pub fn total(&self) -> GpuMillis {
-        self.load.saturating_add(self.run)
+        self.load.saturating_add(self.run).saturating_add(self.guest)
+    }
+
+    /// Time in `phase`; zero for a phase that is free.
+    #[must_use]
+    pub fn of(&self, phase: Phase) -> GpuMillis {
+        match phase {
+            Phase::Load => self.load,
+            Phase::Run => self.run,
+            Phase::Guest => self.guest,
+            Phase::Queued | Phase::Stalled => GpuMillis::ZERO,
+        }
     }
 
     /// What it costs (invariant I3).
     #[must_use]
     pub fn amount(&self, terms: &Terms) -> NanoCredit {
-        amount(terms.run, self.run, terms.load, self.load)
+        amount(&self.priced(terms))
+    }
+
+    /// Is no phase shorter than in `before`?
+    #[must_use]
+    pub fn continues(&self, before: &Self) -> bool {
+        self.load >= before.load && self.run >= before.run && self.guest >= before.guest
+    }
+
+    /// How long `phase` may be in all before `contract` stops the job, the other phases staying as they
+    /// are; zero for a phase that is free.
+    #[must_use]
+    pub fn limit(&self, phase: Phase, contract: &Contract) -> GpuMillis {
+        let mut others = *self;
+        let (slot, rate) = match phase {
+            Phase::Load => (&mut others.load, contract.terms.load),
+            Phase::Run => (&mut others.run, contract.terms.run),
+            Phase::Guest => (&mut others.guest, contract.terms.guest),
+            Phase::Queued | Phase::Stalled => return GpuMillis::ZERO,
+        };
+        *slot = GpuMillis::ZERO;
+        let by_time = contract.max_ms.saturating_sub(others.total());
+        let by_money = time_within(contract.max_total, rate, &others.priced(&contract.terms));
+        by_money.map_or(by_time, |by_money| by_money.min(by_time))
+    }
+
+    /// Cut to what `contract` allows, no phase under what `paid` has: running is cut first, then the
+    /// component's time, then loading.
+    #[must_use]
+    pub fn cut(mut self, contract: &Contract, paid: &Self) -> Self {
+        self.run = self.run.min(self.limit(Phase::Run, contract).max(paid.run));
+        self.guest = self.guest.min(self.limit(Phase::Guest, contract).max(paid.guest));
+        self.load = self.load.min(self.limit(Phase::Load, contract).max(paid.load));
+        self
+    }
+
+    fn priced(&self, terms: &Terms) -> [(Rate, GpuMillis); 3] {
+        [(terms.run, self.run), (terms.load, self.load), (terms.guest, self.guest)]
     }
 }
 
@@ -101,9 +153,9 @@ pub struct Meter {
     pub k: u32,
     /// Time so far.
     pub usage: Usage,
-    /// Output tokens so far.
+    /// Output so far, in tokens of a model or parts of a component's output.
     pub tokens: u32,
-    /// Commitment to those tokens (see [`crate::output`]).
+    /// Commitment to that output (see [`crate::output`]).
     pub commitment: Digest,
     /// No further meter follows.
     pub last: bool,
@@ -227,6 +279,7 @@ pub(crate) mod tests {
             terms: Terms {
                 run: Rate::new(11_111),
                 load: Rate::new(3_000),
+                guest: Rate::new(2_000),
                 quantum: GpuMillis::new(1_000),
                 window: GpuMillis::new(2_000),
             },
@@ -241,7 +294,7 @@ pub(crate) mod tests {
         Voucher {
             lane: sample_lane(),
             k: 1,
-            usage: Usage { load: GpuMillis::new(0), run: GpuMillis::new(1_000) },
+            usage: Usage { run: GpuMillis::new(1_000), ..Usage::default() },
             amount: NanoCredit::new(11_111),
             meter: Digest::from_bytes([6; 32]),
             previous: Digest::from_bytes([7; 32]),

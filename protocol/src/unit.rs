@@ -141,7 +141,7 @@ impl Rate {
     /// What `time` costs at this rate alone.
     #[must_use]
     pub fn amount(self, time: GpuMillis) -> NanoCredit {
-        amount(self, time, Self::ZERO, GpuMillis::ZERO)
+        amount(&[(self, time)])
     }
 }
 
@@ -155,29 +155,31 @@ impl fmt::Display for Rate {
     }
 }
 
-/// The one billing rule: `floor((run_rate * run_ms + load_rate * load_ms) / 1000)` in u128 over
-/// *cumulative* times, so that a whole lane is off by less than one nano-credit, in the renter's
-/// favour. An amount past 2^64 - 1 stays there; no contract's limit reaches so far.
+/// The one billing rule: `floor(sum of rate * milliseconds / 1000)` in u128 over *cumulative* times,
+/// so that a whole lane is off by less than one nano-credit, in the renter's favour. An amount past
+/// 2^64 - 1 stays there; no contract's limit reaches so far.
 #[must_use]
-pub fn amount(run_rate: Rate, run: GpuMillis, load_rate: Rate, load: GpuMillis) -> NanoCredit {
-    let run = u128::from(run_rate.0) * u128::from(run.0);
-    let load = u128::from(load_rate.0) * u128::from(load.0);
-    // Two products of u64s can pass 2^128 by their sum alone only at values no clock reaches.
-    let total = run.saturating_add(load) / 1_000;
-    NanoCredit(u64::try_from(total).unwrap_or(u64::MAX))
+pub fn amount(spent: &[(Rate, GpuMillis)]) -> NanoCredit {
+    NanoCredit(u64::try_from(exact(spent) / 1_000).unwrap_or(u64::MAX))
 }
 
-/// The longest run time whose bill, after `load`, is still at most `budget`: what a job may use
-/// before its budget stops it. `None` when any length fits.
+/// The longest time at `rate` whose bill, on top of what was `spent`, is still at most `budget`: what
+/// a job may use before its budget stops it. `None` when any length fits.
 #[must_use]
-pub fn run_within(budget: NanoCredit, run_rate: Rate, load_rate: Rate, load: GpuMillis) -> Option<GpuMillis> {
-    if run_rate == Rate::ZERO {
+pub fn time_within(budget: NanoCredit, rate: Rate, spent: &[(Rate, GpuMillis)]) -> Option<GpuMillis> {
+    if rate == Rate::ZERO {
         return None;
     }
     // floor(x / 1000) <= budget  <=>  x <= 1000 * budget + 999
     let most = u128::from(budget.0) * 1_000 + 999;
-    let left = most.saturating_sub(u128::from(load_rate.0) * u128::from(load.0));
-    Some(GpuMillis(u64::try_from(left / u128::from(run_rate.0)).unwrap_or(u64::MAX)))
+    let left = most.saturating_sub(exact(spent));
+    Some(GpuMillis(u64::try_from(left / u128::from(rate.0)).unwrap_or(u64::MAX)))
+}
+
+/// Thousandths of a nano-credit. Products of u64s pass 2^128 by their sum alone only at values no
+/// clock reaches.
+fn exact(spent: &[(Rate, GpuMillis)]) -> u128 {
+    spent.iter().fold(0, |sum: u128, (rate, ms)| sum.saturating_add(u128::from(rate.0) * u128::from(ms.0)))
 }
 
 #[cfg(test)]
@@ -215,18 +217,19 @@ mod tests {
             prop_assert!(billed <= exact && exact - billed < 1_000);
         }
 
-        /// `run_within` is exact: that long fits, one millisecond more does not.
+        /// `time_within` is exact: that long fits, one millisecond more does not.
         #[test]
         fn a_budget_is_used_to_the_millisecond(
             budget in 0..1u64 << 50, rate in 1..1u64 << 32, load_rate in 0..1u64 << 20, load in 0..1u64 << 20
         ) {
             let (budget, rate, load_rate, load) =
                 (NanoCredit::new(budget), Rate::new(rate), Rate::new(load_rate), GpuMillis::new(load));
-            if amount(rate, GpuMillis::ZERO, load_rate, load) <= budget {
-                let run = run_within(budget, rate, load_rate, load).unwrap();
-                prop_assert!(amount(rate, run, load_rate, load) <= budget);
+            let spent = (load_rate, load);
+            if amount(&[spent]) <= budget {
+                let run = time_within(budget, rate, &[spent]).unwrap();
+                prop_assert!(amount(&[(rate, run), spent]) <= budget);
                 let over = run.saturating_add(GpuMillis::new(1));
-                prop_assert!(amount(rate, over, load_rate, load) > budget);
+                prop_assert!(amount(&[(rate, over), spent]) > budget);
             }
         }
 

@@ -9,9 +9,10 @@ use thiserror::Error;
 use crate::fault::RefusalCode;
 use crate::id::ContentHash;
 use crate::limits::{
-    MAX_FRAME_BYTES, MAX_JOB_PART_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS, MAX_REASON_BYTES,
+    MAX_FRAME_BYTES, MAX_JOB_PART_BYTES, MAX_NOTE_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS,
+    MAX_REASON_BYTES,
 };
-use crate::offer::{Offer, Quote};
+use crate::offer::{GuestNeeds, Offer, Quote};
 use crate::settle::{Accept, Close, Contract, Meter, Phase, Receipt, Voucher};
 use crate::sign::Signed;
 
@@ -94,6 +95,13 @@ pub enum QuoteRequest {
         /// Which model.
         model: ContentHash,
     },
+    /// A binding quote for one run of a component, for the peer that asks.
+    Exec {
+        /// The blake3 of the component.
+        component: ContentHash,
+        /// What it needs.
+        needs: GuestNeeds,
+    },
 }
 
 /// What a provider answers on [`crate::version::QUOTE_PROTOCOL`].
@@ -139,7 +147,8 @@ pub enum RenterFrame {
         /// Encoded length of the job that follows in parts, in bytes.
         job_bytes: u32,
     },
-    /// The next bytes of the job, at most [`MAX_JOB_PART_BYTES`].
+    /// The next bytes of the job, or of what [`ProviderFrame::Want`] asked for; at most
+    /// [`MAX_JOB_PART_BYTES`].
     JobPart(Vec<u8>),
     /// Payment up to a meter.
     Voucher(Box<Signed<Voucher>>),
@@ -184,6 +193,23 @@ pub enum ProviderFrame {
         /// Why, when the job did not finish by itself.
         refusal: Option<Refusal>,
     },
+    /// The job runs a component: its input is to be sent now, after the component itself when that is
+    /// not known here. Before [`ProviderFrame::Accept`].
+    Want {
+        /// Is the component to be sent too?
+        component: bool,
+    },
+    /// How far a component says it is.
+    Progress {
+        /// In thousandths.
+        permille: u32,
+        /// Doing what; at most [`MAX_NOTE_BYTES`].
+        note: String,
+    },
+    /// The next bytes of a component's log, at most [`MAX_OUTPUT_BYTES`].
+    Log(Vec<u8>),
+    /// The next part of a component's output, at most [`MAX_OUTPUT_BYTES`].
+    OutputPart(Vec<u8>),
 }
 
 /// A message with bounds on its inner fields, beyond the frame's.
@@ -222,6 +248,13 @@ impl Bounded for ProviderFrame {
             Self::Output { tokens, text } => {
                 within(tokens.len() <= MAX_OUTPUT_TOKENS, "tokens in one output")?;
                 within(text.len() <= MAX_OUTPUT_BYTES, "bytes in one output")
+            }
+            Self::Progress { permille, note } => {
+                within(*permille <= 1_000, "progress")?;
+                within(note.len() <= MAX_NOTE_BYTES, "length of a progress note")
+            }
+            Self::Log(bytes) | Self::OutputPart(bytes) => {
+                within(!bytes.is_empty() && bytes.len() <= MAX_OUTPUT_BYTES, "bytes in one output")
             }
             Self::Refuse(refusal) | Self::Close { refusal: Some(refusal), .. } => refusal.check_bounds(),
             _ => Ok(()),

@@ -12,9 +12,13 @@ use std::path::PathBuf;
 
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId, hex, unhex};
-use potluck_protocol::job::{ChatMessage, FinishReason, JobSpec, Role, Sampling, job_digest};
-use potluck_protocol::offer::{Hardware, Offer, OfferedModel, Protection, Quote, Terms};
-use potluck_protocol::output::OutputChain;
+use potluck_protocol::job::{
+    ChatMessage, ExecSpec, FinishReason, Job, JobSpec, NamedModel, Role, Sampling, job_digest,
+};
+use potluck_protocol::offer::{
+    GuestNeeds, GuestOffer, Hardware, Offer, OfferedModel, Protection, Quote, Terms,
+};
+use potluck_protocol::output::{OutputChain, Unit};
 use potluck_protocol::sampler::SeededSampler;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt, Usage, Voucher};
 use potluck_protocol::sign::{Signable, Signed, SigningKey, Verified, preimage};
@@ -29,7 +33,7 @@ const PROVIDER_SEED: [u8; 32] = [2; 32];
 
 /// One story's objects, each resting on the ones before it.
 struct Story {
-    job: JobSpec,
+    job: Job,
     chain: OutputChain,
     offer: Verified<Offer>,
     quote: Verified<Quote>,
@@ -42,6 +46,7 @@ struct Story {
 }
 
 const TOKENS: [u32; 3] = [504, 6_376, 314];
+const OUTPUT_PART: &[u8] = b"a part of a component's output";
 
 fn hardware() -> Hardware {
     Hardware { class: "cuda-8.9-12g".into(), name: "RTX 4070 Ti".into(), memory_mib: 12_282 }
@@ -51,6 +56,7 @@ fn terms() -> Terms {
     Terms {
         run: Rate::new(38_888),
         load: Rate::new(13_888),
+        guest: Rate::new(5_555),
         quantum: GpuMillis::new(1_000),
         window: GpuMillis::new(2_000),
     }
@@ -72,6 +78,11 @@ fn offer_of(provider: PeerId, model: ContentHash) -> Offer {
             run: terms().run,
             load: terms().load,
         }],
+        guests: Some(GuestOffer {
+            runtime: "wasmtime 48.0.8".into(),
+            rate: terms().guest,
+            memory_mib: 1_024,
+        }),
     }
 }
 
@@ -81,6 +92,7 @@ fn quote_of(provider: PeerId, renter: PeerId, model: ContentHash) -> Quote {
         renter,
         serial: 0x0123_4567_89ab_cdef,
         model,
+        guest: None,
         terms: terms(),
         max_ms: GpuMillis::new(3_600_000),
         ahead: 2,
@@ -94,14 +106,14 @@ fn quote_of(provider: PeerId, renter: PeerId, model: ContentHash) -> Quote {
 fn story() -> Story {
     let (renter, provider) = (SigningKey::from_seed(RENTER_SEED), SigningKey::from_seed(PROVIDER_SEED));
     let model = ContentHash::of(b"a model");
-    let job = JobSpec {
+    let job = Job::Generate(JobSpec {
         model,
         messages: vec![
             ChatMessage { role: Role::System, content: "Be brief.".into() },
             ChatMessage { role: Role::User, content: "Pourquoi le ciel est-il bleu ? 蓝".into() },
         ],
         sampling: Sampling { max_tokens: 64, temperature_milli: 700, top_p_milli: 950, seed: u64::MAX },
-    };
+    });
     let offer = provider.sign(offer_of(provider.peer(), model)).unwrap();
     let quote = provider.sign(quote_of(provider.peer(), renter.peer(), model)).unwrap();
     let lane =
@@ -121,7 +133,7 @@ fn story() -> Story {
     let accept = provider.sign(accept).unwrap();
     let mut chain = OutputChain::new(contract.digest());
     chain.extend(&TOKENS);
-    let usage = Usage { load: GpuMillis::new(250), run: GpuMillis::new(1_284) };
+    let usage = Usage { load: GpuMillis::new(250), run: GpuMillis::new(1_284), guest: GpuMillis::new(40) };
     let meter = Meter {
         lane,
         contract: contract.digest(),
@@ -205,13 +217,18 @@ fn provider_frames(story: &Story) -> Value {
         frame_vector("receipt", &ProviderFrame::Receipt(Box::new(story.receipt.signed().clone()))),
         frame_vector("close", &close(None)),
         frame_vector("close_refused", &close(Some(refusal))),
+        frame_vector("want", &ProviderFrame::Want { component: true }),
+        frame_vector("progress", &ProviderFrame::Progress { permille: 500, note: "half".into() }),
+        frame_vector("log", &ProviderFrame::Log(b"a line\n".to_vec())),
+        frame_vector("output_part", &ProviderFrame::OutputPart(vec![0, 127, 128, 255])),
     ])
 }
 
 fn quote_requests(story: &Story) -> Value {
     json!([
         frame_vector("offer", &QuoteRequest::Offer),
-        frame_vector("quote", &QuoteRequest::Quote { model: story.job.model }),
+        frame_vector("quote", &QuoteRequest::Quote { model: story.job.runs() }),
+        frame_vector("exec", &exec_request()),
     ])
 }
 
@@ -224,10 +241,28 @@ fn quote_responses(story: &Story) -> Value {
     ])
 }
 
-fn job_vector(story: &Story) -> Value {
-    let bytes = story.job.to_bytes().unwrap();
+fn exec_spec() -> ExecSpec {
+    ExecSpec {
+        component: ContentHash::of(b"a component"),
+        component_bytes: 18_000_000,
+        input: ContentHash::of(b"an input"),
+        input_bytes: 8,
+        models: vec![NamedModel { name: "chat".into(), model: ContentHash::of(b"a model") }],
+        memory_mib: 512,
+        seed: 7,
+    }
+}
+
+fn exec_request() -> QuoteRequest {
+    let spec = exec_spec();
+    let needs: GuestNeeds = spec.needs();
+    QuoteRequest::Exec { component: spec.component, needs }
+}
+
+fn job_vector(job: &Job) -> Value {
+    let bytes = job.to_bytes().unwrap();
     json!({
-        "job": story.job,
+        "job": job,
         "bytes": hex(&bytes),
         "domain": "potluck/v1/job",
         "digest": job_digest(&bytes).to_string(),
@@ -243,11 +278,16 @@ fn chain_vector(story: &Story) -> Value {
         })
         .collect();
     assert_eq!(heads.last(), Some(&story.chain.head().to_string()));
+    let mut after_part = story.chain.clone();
+    after_part.extend_units(&[Unit::part(OUTPUT_PART)]);
     json!({
         "domain": "potluck/v1/output",
         "contract": story.contract.digest().to_string(),
         "tokens": TOKENS,
         "heads": heads,
+        "then_part": hex(OUTPUT_PART),
+        "part_domain": "potluck/v1/output-part",
+        "head_after_part": after_part.head().to_string(),
     })
 }
 
@@ -281,7 +321,8 @@ fn vectors() -> BTreeMap<&'static str, Value> {
         ("voucher.json", signed_vector(&story.voucher, RENTER_SEED)),
         ("receipt.json", signed_vector(&story.receipt, PROVIDER_SEED)),
         ("close.json", signed_vector(&story.close, PROVIDER_SEED)),
-        ("job.json", job_vector(&story)),
+        ("job.json", job_vector(&story.job)),
+        ("job_exec.json", job_vector(&Job::Exec(exec_spec()))),
         ("output_chain.json", chain_vector(&story)),
         ("sampler.json", sampler_vector()),
         ("frames_quote_requests.json", quote_requests(&story)),

@@ -90,12 +90,12 @@ impl Index {
             Ok(Self {
                 me,
                 path: path.to_owned(),
-                meta: tree("meta-0")?,
-                slots: tree("slots-0")?,
-                lanes: tree("lanes-0")?,
-                times: tree("times-0")?,
-                pairs: tree("pairs-0")?,
-                models: tree("models-0")?,
+                meta: tree("meta-1")?,
+                slots: tree("slots-1")?,
+                lanes: tree("lanes-1")?,
+                times: tree("times-1")?,
+                pairs: tree("pairs-1")?,
+                models: tree("models-1")?,
                 db,
             })
         }))

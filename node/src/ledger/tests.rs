@@ -27,6 +27,7 @@ fn terms() -> Terms {
     Terms {
         run: Rate::new(11_111),
         load: Rate::ZERO,
+        guest: Rate::ZERO,
         quantum: GpuMillis::new(1_000),
         window: GpuMillis::new(2_000),
     }
@@ -56,6 +57,7 @@ impl Sample {
             renter: self.lane().renter,
             serial: self.number,
             model: MODEL,
+            guest: None,
             terms: terms(),
             max_ms: GpuMillis::new(60_000),
             ahead: 0,
@@ -85,7 +87,7 @@ impl Sample {
         let body = Voucher {
             lane: self.lane(),
             k,
-            usage: Usage { load: GpuMillis::ZERO, run: GpuMillis::new(u64::from(k) * 1_000) },
+            usage: Usage { run: GpuMillis::new(u64::from(k) * 1_000), ..Usage::default() },
             amount: NanoCredit::new(amount),
             meter: Digest::from_bytes([6; 32]),
             previous: Digest::from_bytes([7; 32]),

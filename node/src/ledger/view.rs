@@ -83,6 +83,8 @@ pub struct LaneSummary {
     pub run_ms: u64,
     /// Milliseconds of loading that are vouched.
     pub load_ms: u64,
+    /// Time paid for in which a component worked, in milliseconds.
+    pub guest_ms: u64,
     /// What is vouched: what the renter owes for this lane.
     pub amount: NanoCredit,
     /// The most that it may cost.
@@ -290,6 +292,7 @@ impl LaneState {
             closed: closed.map(|it| it.at),
             run_ms: usage.run.get(),
             load_ms: usage.load.get(),
+            guest_ms: usage.guest.get(),
             amount: self.amount(),
             max_total: agreed.map_or(NanoCredit::ZERO, |it| it.max_total),
             terms: agreed.map(|it| it.terms),

@@ -54,6 +54,12 @@ impl DhtKey {
         Self::of("potluck/v1/dht/model-on", &[model.as_bytes(), class.as_bytes()])
     }
 
+    /// Whoever runs renters' components.
+    #[must_use]
+    pub fn guests() -> Self {
+        Self::of("potluck/v1/dht/guests", &[])
+    }
+
     fn of(domain: &'static str, parts: &[&[u8]]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(domain);
         for part in parts {
