@@ -25,12 +25,25 @@ pub enum WorkerExit {
     EngineBroken,
     /// The socket closed during a job: the daemon died.
     Orphaned,
+    /// The jail could not be set up or sealed; the log says which layer and what helps.
+    Jail,
+    /// It was killed for its use of memory, by the kernel or by its launcher.
+    Memory,
 }
 
 impl WorkerExit {
     /// Every exit, for whoever lists them.
-    pub const ALL: [Self; 7] =
-        [Self::Done, Self::Usage, Self::Cpu, Self::Protocol, Self::Load, Self::EngineBroken, Self::Orphaned];
+    pub const ALL: [Self; 9] = [
+        Self::Done,
+        Self::Usage,
+        Self::Cpu,
+        Self::Protocol,
+        Self::Load,
+        Self::EngineBroken,
+        Self::Orphaned,
+        Self::Jail,
+        Self::Memory,
+    ];
 
     /// The process exit code.
     #[must_use]
@@ -43,6 +56,8 @@ impl WorkerExit {
             Self::Load => 5,
             Self::EngineBroken => 6,
             Self::Orphaned => 7,
+            Self::Jail => 70,
+            Self::Memory => 71,
         }
     }
 
@@ -63,9 +78,14 @@ impl fmt::Display for WorkerExit {
             Self::Load => "the model could not be loaded",
             Self::EngineBroken => "the engine panicked",
             Self::Orphaned => "its daemon went away",
+            Self::Jail => "its jail could not be set up",
+            Self::Memory => "it used more memory than it may",
         })
     }
 }
+
+/// The signal of seccomp's verdict, on every architecture that we run on.
+const SIGSYS: i32 = 31;
 
 /// How a worker process died, as its parent saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +100,12 @@ pub struct Death {
 
 impl Death {
     pub(crate) fn new(status: Option<ExitStatus>, last_words: String) -> Self {
-        Self { code: status.and_then(|s| s.code()), signal: status.and_then(|s| s.signal()), last_words }
+        let (code, signal) = (status.and_then(|s| s.code()), status.and_then(|s| s.signal()));
+        match code {
+            // A jail's launcher that its worker's signal did not end says it as shells do.
+            Some(code @ 129..=192) => Self { code: None, signal: Some(code - 128), last_words },
+            code => Self { code, signal, last_words },
+        }
     }
 }
 
@@ -92,6 +117,9 @@ impl fmt::Display for Death {
                 None => write!(f, "exit {code}")?,
             },
             (None, Some(9)) => f.write_str("killed (signal 9)")?,
+            (None, Some(SIGSYS)) => {
+                write!(f, "it made a system call that the jail punishes (signal {SIGSYS})")?;
+            }
             (None, Some(signal)) => write!(f, "signal {signal}")?,
             (None, None) => f.write_str("it does not end")?,
         }
@@ -118,7 +146,11 @@ mod tests {
     fn a_death_says_what_is_known() {
         let killed = Death::new(Some(ExitStatus::from_raw(9)), String::new());
         assert_eq!(killed.to_string(), "killed (signal 9)");
+        let overflowed = Death::new(Some(ExitStatus::from_raw((128 + 11) << 8)), String::new());
+        assert_eq!(overflowed.to_string(), "signal 11");
         let broken = Death::new(Some(ExitStatus::from_raw(6 << 8)), "boom".into());
         assert_eq!(broken.to_string(), "exit 6: the engine panicked; its last words: boom");
+        let caught = Death::new(Some(ExitStatus::from_raw(31)), String::new());
+        assert!(caught.to_string().contains("system call"), "{caught}");
     }
 }

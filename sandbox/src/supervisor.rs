@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   Worker::start --Loaded--> idle --generate--> Run --Finished | Failed--> idle
+//!        |                      |---serve-----> ModelRun --end--> idle
 //!        |                      |                 |
 //!        +--- StartError        +--- stop         +--- breach, silence or death: killed and reaped
 //! ```
@@ -13,11 +14,13 @@
 //! A [`Run`] that is dropped early cancels its job; the worker is usable again afterwards. A
 //! [`Worker`] that is dropped is killed.
 
-mod log;
+pub mod kill;
+pub(crate) mod log;
+pub(crate) mod process;
+mod serve;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -25,24 +28,19 @@ use std::time::Duration;
 
 use potluck_protocol::job::{FinishReason, JobError, JobSpec};
 use thiserror::Error;
-use tokio::process::{Child, Command as Process};
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::{DeviceChoice, GenerateError, LoadError, ModelInfo};
-use crate::exit::Death;
+use crate::exit::{Death, WorkerExit};
 use crate::ipc::channel::Channel;
 use crate::ipc::order::EventOrder;
 use crate::ipc::{Command, Event, IpcError};
-use log::WorkerLog;
+use crate::jail::Jail;
+use process::{ProcessSpec, WorkerProcess};
+pub use serve::ModelRun;
 
-/// How long a killed process may take to be reaped. One stuck in a driver takes longer; the worker
-/// is then reported as not ending, and its device must not be used again.
-const REAP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker whose socket closed may take to end by itself.
 const DEATH_GRACE: Duration = Duration::from_secs(2);
-
-/// What of the daemon's environment a worker may know: where CUDA's libraries and cards are.
-const KEPT_ENVIRONMENT: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"];
 
 /// How often an idle engine thread looks for work before it sleeps (candle's own default is 25,000).
 /// Measured on two cores with another busy process beside the worker: 23 tokens/s instead of 4, for
@@ -81,6 +79,8 @@ pub struct WorkerSpec {
     pub device: DeviceChoice,
     /// Threads of the CPU engine; one per core when absent.
     pub threads: Option<usize>,
+    /// What it is shut into.
+    pub jail: Jail,
     /// Its limits.
     pub limits: WorkerLimits,
 }
@@ -99,6 +99,12 @@ pub enum StartError {
     /// The worker cannot serve the model.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The worker's jail cannot be set up on this machine. No stranger's work without it.
+    #[error("{what}")]
+    Jail {
+        /// Which layer, why, and what helps.
+        what: String,
+    },
     /// The worker died before the model was loaded.
     #[error("the worker died while it loaded the model ({death})")]
     Died {
@@ -181,11 +187,10 @@ pub enum RunEvent {
 /// A worker process with its model loaded.
 #[derive(Debug)]
 pub struct Worker {
-    child: Child,
+    process: WorkerProcess,
     pid: u32,
     channel: Channel,
     order: EventOrder,
-    log: WorkerLog,
     info: ModelInfo,
     limits: WorkerLimits,
     /// Ended, or to be treated so: it gets no more jobs.
@@ -202,7 +207,7 @@ impl Worker {
         spec: WorkerSpec,
         mut on_loading: impl FnMut(u64, u64) + Send,
     ) -> Result<Self, StartError> {
-        let (device, limits) = (spec.device, spec.limits.clone());
+        let (device, limits) = (spec.jail.device_inside(spec.device), spec.limits.clone());
         let deadline = Instant::now() + limits.load_timeout;
         let mut starting = Starting::spawn(spec)?;
         let loaded = timeout_at(deadline, starting.load(device, &mut on_loading)).await;
@@ -212,14 +217,13 @@ impl Worker {
         };
         match result {
             Ok(Some(info)) => {
-                let Starting { child, pid, channel, order, log } = starting;
-                Ok(Self { child, pid, channel, order, log, info, limits, dead: false })
+                let Starting { process, channel, order } = starting;
+                let pid = process.worker_pid();
+                Ok(Self { process, pid, channel, order, info, limits, dead: false })
             }
-            Ok(None) => {
-                Err(StartError::Died { death: end(&mut starting.child, &starting.log, DEATH_GRACE).await })
-            }
+            Ok(None) => Err(starting.died().await),
             Err(error) => {
-                end(&mut starting.child, &starting.log, Duration::ZERO).await;
+                starting.process.end(Duration::ZERO).await;
                 Err(error)
             }
         }
@@ -231,7 +235,7 @@ impl Worker {
         &self.info
     }
 
-    /// The process's id.
+    /// The worker's process number: inside a jail, that of the process inside, as the daemon sees it.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
@@ -239,7 +243,7 @@ impl Worker {
 
     /// Whether the worker can take jobs, as far as is known.
     pub fn is_alive(&mut self) -> bool {
-        !self.dead && matches!(self.child.try_wait(), Ok(None))
+        !self.dead && self.process.is_alive()
     }
 
     /// Its resident memory in bytes; `None` when it has ended.
@@ -260,16 +264,7 @@ impl Worker {
     /// [`RunError`]; after [`RunError::InvalidJob`] the worker stays usable.
     pub async fn generate(&mut self, job: &JobSpec) -> Result<Run<'_>, RunError> {
         job.check()?;
-        if self.dead {
-            return Err(RunError::WorkerDied { death: self.bury(Duration::ZERO).await });
-        }
-        let deadline = Instant::now() + self.limits.silence_timeout;
-        while !self.order.is_idle() {
-            match self.hear(Some(deadline)).await {
-                Ok(_) | Err(RunError::Job(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.until_idle().await?;
         let sent = self.order.begin(job.sampling.max_tokens).map_err(IpcError::from).and_then(|run| {
             self.channel.send(&Command::Generate { run, job: Box::new(job.clone()) })?;
             Ok(run)
@@ -280,14 +275,29 @@ impl Worker {
         }
     }
 
+    /// Waits for the end of a run that was dropped before it.
+    async fn until_idle(&mut self) -> Result<(), RunError> {
+        if self.dead {
+            return Err(RunError::WorkerDied { death: self.bury(Duration::ZERO).await });
+        }
+        let deadline = Instant::now() + self.limits.silence_timeout;
+        while !self.order.is_idle() {
+            match self.hear(Some(deadline)).await {
+                Ok(_) | Err(RunError::Job(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the worker to leave, and kills it after `grace`. How it ended.
     pub async fn stop(mut self, grace: Duration) -> Death {
         let asked = !self.dead && self.channel.send(&Command::Exit).is_ok();
         self.bury(if asked { grace } else { Duration::ZERO }).await
     }
 
-    /// Waits for the next event of a run; `Ok(None)` for one that only shows life.
-    async fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<RunEvent>, RunError> {
+    /// Waits for the next event that may come; the worker has ended after an error.
+    async fn hear_event(&mut self, deadline: Option<Instant>) -> Result<Event, RunError> {
         let next = match deadline {
             Some(deadline) => timeout_at(deadline, self.channel.next()).await,
             None => Ok(self.channel.next().await),
@@ -305,17 +315,27 @@ impl Worker {
             return Err(self.after(error.into()).await);
         }
         match event {
+            Event::Broken { what } => {
+                self.bury(DEATH_GRACE).await;
+                Err(RunError::Broken { what })
+            }
+            event => Ok(event),
+        }
+    }
+
+    /// Waits for the next event of a run; `Ok(None)` for one that only shows life.
+    async fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<RunEvent>, RunError> {
+        match self.hear_event(deadline).await? {
             Event::Started { prompt_tokens, .. } => Ok(Some(RunEvent::Started { prompt_tokens })),
             Event::Output { tokens, text, .. } => Ok(Some(RunEvent::Output { tokens, text })),
             Event::Finished { reason, completion_tokens, .. } => {
                 Ok(Some(RunEvent::Finished { reason, completion_tokens }))
             }
             Event::Failed { error, .. } => Err(error.into()),
-            Event::Broken { what } => {
-                self.bury(DEATH_GRACE).await;
-                Err(RunError::Broken { what })
-            }
             Event::Prefilled { .. }
+            | Event::Computing { .. }
+            | Event::Reply { .. }
+            | Event::Broken { .. }
             | Event::Hello { .. }
             | Event::Loading { .. }
             | Event::Loaded(_)
@@ -335,55 +355,49 @@ impl Worker {
     /// Waits up to `grace`, kills, reaps. It gets no more jobs.
     async fn bury(&mut self, grace: Duration) -> Death {
         self.dead = true;
-        end(&mut self.child, &self.log, grace).await
+        self.process.end(grace).await
     }
 }
 
 /// A worker between its start and its loaded model.
 struct Starting {
-    child: Child,
-    pid: u32,
+    process: WorkerProcess,
     channel: Channel,
     order: EventOrder,
-    log: WorkerLog,
 }
 
 impl Starting {
     fn spawn(spec: WorkerSpec) -> Result<Self, StartError> {
-        let WorkerSpec { program, model, threads, limits, .. } = spec;
+        let WorkerSpec { program, model, threads, jail, limits, .. } = spec;
         let failed = |source| StartError::Spawn { program: program.clone(), source };
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let (ours, socket) = UnixStream::pair().map_err(failed)?;
         let channel = Channel::new(ours).map_err(failed)?;
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
             .max(1);
-        // The worker starts in the root folder, so that it holds no other one: a relative path to the
-        // program would be looked up there.
-        let mut process = Process::new(std::path::absolute(&program).map_err(failed)?);
-        // Descriptors of this program are close-on-exec: the worker gets these three and no more.
-        process
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(model))
-            .stderr(Stdio::piped())
-            .env_clear()
-            .env("RAYON_NUM_THREADS", threads.to_string())
-            .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", ENGINE_SPINS)
-            .current_dir("/")
-            // Ctrl-C at the daemon's terminal is for the daemon: it settles, then ends its workers.
-            .process_group(0)
-            .kill_on_drop(true);
-        for name in KEPT_ENVIRONMENT {
-            if let Some(value) = std::env::var_os(name) {
-                process.env(name, value);
-            }
+        let spec = ProcessSpec {
+            program: &program,
+            jail: &jail,
+            socket,
+            input: Stdio::from(model),
+            environment: &[
+                ("RAYON_NUM_THREADS", threads.to_string()),
+                ("CANDLE_BARRIER_POOL_SPIN_LIMIT", ENGINE_SPINS.to_owned()),
+            ],
+            max_log_bytes: limits.max_log_bytes,
+        };
+        let process = WorkerProcess::start(spec).map_err(failed)?;
+        Ok(Self { process, channel, order: EventOrder::default() })
+    }
+
+    /// Why a worker that closed its socket without a word did so.
+    async fn died(&mut self) -> StartError {
+        let death = self.process.end(DEATH_GRACE).await;
+        if death.code == Some(i32::from(WorkerExit::Jail.code())) && !death.last_words.is_empty() {
+            return StartError::Jail { what: death.last_words };
         }
-        let mut child = process.spawn().map_err(failed)?;
-        let ended = || failed(io::Error::other("it ended at once"));
-        let pid = child.id().ok_or_else(ended)?;
-        let stderr = child.stderr.take().ok_or_else(ended)?;
-        let log = WorkerLog::follow(stderr, pid, limits.max_log_bytes);
-        Ok(Self { child, pid, channel, order: EventOrder::default(), log })
+        StartError::Died { death }
     }
 
     /// Waits for the model; `None` when the worker closed the socket without a word.
@@ -413,17 +427,6 @@ impl Starting {
             }
         }
     }
-}
-
-/// Waits up to `grace` for the child's end, then kills and reaps it within [`REAP_LIMIT`].
-async fn end(child: &mut Child, log: &WorkerLog, grace: Duration) -> Death {
-    let mut status = tokio::time::timeout(grace, child.wait()).await.ok().and_then(Result::ok);
-    if status.is_none() {
-        // Fails only when it has ended meanwhile.
-        let _ = child.start_kill();
-        status = tokio::time::timeout(REAP_LIMIT, child.wait()).await.ok().and_then(Result::ok);
-    }
-    Death::new(status, log.last_words().await)
 }
 
 /// A job on its worker. Dropping it before its end cancels it.

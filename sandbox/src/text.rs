@@ -3,11 +3,23 @@
 //! Owns: cutting and cleaning. Never: decides what is shown. Called by the engine (names and
 //! complaints out of a model file) and by the supervisor (a worker's log).
 
+use std::any::Any;
+
 /// At most `max` bytes of `text`, with control characters replaced by spaces: a name out of a model
 /// file must not move a terminal's cursor or break a log line.
 pub(crate) fn clean(text: &str, max: usize) -> String {
     let cut = text.get(..text.floor_char_boundary(max)).unwrap_or_default();
     cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What a caught panic says, cut and cleaned.
+pub(crate) fn panic_words(panic: &(dyn Any + Send)) -> String {
+    let words = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no words");
+    clean(words, 200)
 }
 
 #[cfg(test)]

@@ -7,9 +7,14 @@
 //!
 //! Descriptors: 0 is its end of the socket pair, 1 is the model, opened read-only, 2 is its log.
 //!
-//! The parent-death signal is not used: it fires when the *thread* that started the process ends,
-//! and a daemon's runtime ends idle threads. The closed socket says the same and says it reliably.
+//! Before anything else it goes into its jail ([`crate::jail`]), and it closes that behind itself
+//! before it looks at the model or a job.
+//!
+//! The parent-death signal does not tie it to the daemon: it fires when the *thread* that started the
+//! process ends, and a daemon's runtime ends idle threads. The closed socket says the same and says it
+//! reliably. (It does tie the process inside a jail to its launcher, which has one thread.)
 
+mod serve;
 mod switch;
 
 use std::any::Any;
@@ -24,13 +29,14 @@ use std::thread;
 use std::time::Duration;
 
 use potluck_protocol::job::JobSpec;
-use rustix::process::{Signal, getpid, kill_process};
 
 use crate::cpu::check_cpu;
-use crate::engine::{DeviceChoice, Engine, EngineEvent};
+use crate::engine::{DeviceChoice, Engine, EngineEvent, OpenDevice};
 use crate::exit::WorkerExit;
 use crate::ipc::order::CommandOrder;
 use crate::ipc::{Command, Event, IPC_VERSION, read_command, write_event};
+use crate::jail::{self, EnterError, Guard, Profile};
+use crate::tensor::ModelRequest;
 use crate::text;
 use switch::Switch;
 
@@ -38,10 +44,17 @@ use switch::Switch;
 /// killed under it.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
 
+/// What a person who starts the program reads.
+const USAGE: &str = "potluck-gpu-worker is started by potluckd and by nothing else: its standard input is the \
+                     daemon's socket and its standard output the model. Run `potluckd run` to serve a model.";
+
 /// What the listening thread hands to the computing one.
 enum Task {
     Load(DeviceChoice),
     Generate(u64, Box<JobSpec>),
+    Serve(u64),
+    Call(Box<ModelRequest>),
+    EndServing,
     Leave(WorkerExit),
 }
 
@@ -52,15 +65,37 @@ pub fn run() -> WorkerExit {
         log(&error.to_string());
         return WorkerExit::Cpu;
     }
+    let guard = match jail::start(|profile| matches!(profile, Profile::Gpu { .. })) {
+        Ok(guard) => guard,
+        Err(EnterError::Jail(error)) => {
+            log(&error.to_string());
+            return WorkerExit::Jail;
+        }
+        Err(EnterError::Usage { .. }) => {
+            log(USAGE);
+            return WorkerExit::Usage;
+        }
+    };
     let Some((socket, model)) = descriptors() else {
-        log("potluck-gpu-worker is started by potluckd and by nothing else: its standard input is the");
-        log("daemon's socket and its standard output the model. Run `potluckd run` to serve a model.");
+        log(USAGE);
         return WorkerExit::Usage;
+    };
+    // A card must be opened first, by name; the processor is there already.
+    let guard = match guard.profile() {
+        Some(Profile::Gpu { cuda: true }) => Some(guard),
+        _ => match guard.seal() {
+            Ok(()) => None,
+            Err(error) => {
+                log(&error.to_string());
+                return WorkerExit::Jail;
+            }
+        },
     };
     let Ok(listener) = socket.try_clone() else { return WorkerExit::Protocol };
     let switch = Arc::new(Switch::default());
-    // One task at a time: the listener refuses a second before it is put here.
-    let (tasks, inbox) = sync_channel(1);
+    // One task at a time, and the end of a run of calls behind one of them: the listener refuses
+    // what is more before it is put here. The last place is for the order to leave.
+    let (tasks, inbox) = sync_channel(3);
     let heard = Arc::clone(&switch);
     let listening = thread::Builder::new().name("listener".into()).spawn(move || {
         let exit = listen(listener, &heard, &tasks);
@@ -70,14 +105,11 @@ pub fn run() -> WorkerExit {
         log(&format!("no second thread: {error}"));
         return WorkerExit::Protocol;
     }
-    Worker { socket, switch, engine: None }.work(model, &inbox)
+    Worker { socket, switch, guard, card: None, engine: None }.work(model, &inbox)
 }
 
 /// The socket and the model, when this process was started by the daemon.
-fn descriptors() -> Option<(UnixStream, File)> {
-    if std::env::args_os().len() > 1 {
-        return None;
-    }
+pub(crate) fn descriptors() -> Option<(UnixStream, File)> {
     let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let kind = rustix::fs::fstat(&stdin).ok()?.st_mode;
     if !rustix::fs::FileType::from_raw_mode(kind).is_socket() {
@@ -88,7 +120,7 @@ fn descriptors() -> Option<(UnixStream, File)> {
 }
 
 /// A line for the daemon's log.
-fn log(line: &str) {
+pub(crate) fn log(line: &str) {
     // A log that nobody reads any more is no reason to die.
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -106,7 +138,7 @@ fn listen(mut socket: UnixStream, switch: &Switch, tasks: &SyncSender<Task>) -> 
                 return WorkerExit::Protocol;
             }
         };
-        if let Err(error) = order.accept(&command, switch.is_busy()) {
+        if let Err(error) = order.accept(&command, switch.work()) {
             log(&format!("the daemon's words make no sense: {error}"));
             return WorkerExit::Protocol;
         }
@@ -127,9 +159,15 @@ fn listen(mut socket: UnixStream, switch: &Switch, tasks: &SyncSender<Task>) -> 
                 switch.resume(run);
                 continue;
             }
-            Command::Cancel { run } => {
-                switch.cancel(run);
-                continue;
+            Command::Cancel { run } if switch.cancel(run) => Task::EndServing,
+            Command::Cancel { .. } => continue,
+            Command::Serve { run } => {
+                switch.begin_serving(run);
+                Task::Serve(run)
+            }
+            Command::Call { request, .. } => {
+                switch.set_calling(true);
+                Task::Call(request)
             }
             Command::Exit => return WorkerExit::Done,
         };
@@ -142,16 +180,19 @@ fn listen(mut socket: UnixStream, switch: &Switch, tasks: &SyncSender<Task>) -> 
 /// Ends the process: asks the computing thread first, then does not ask.
 fn leave(exit: WorkerExit, switch: &Switch, tasks: &SyncSender<Task>) {
     switch.cancel_all();
-    // Full when a task waits; that task then ends at once and the engine thread comes back for more.
     let _ = tasks.try_send(Task::Leave(exit));
     thread::sleep(ORPHAN_GRACE);
-    let _ = kill_process(getpid(), Signal::KILL);
+    jail::exit_now(exit.code());
 }
 
 /// The computing thread's state.
 struct Worker {
     socket: UnixStream,
     switch: Arc<Switch>,
+    /// The jail's last door, while it is still open.
+    guard: Option<Guard>,
+    /// Keeps the driver loaded and the card open from before the seal.
+    card: Option<OpenDevice>,
     engine: Option<Engine>,
 }
 
@@ -169,6 +210,8 @@ impl Worker {
                     None => Some(WorkerExit::Protocol),
                 },
                 Task::Generate(run, job) => self.generate(run, &job),
+                Task::Serve(run) => self.serve(run, inbox),
+                Task::Call(_) | Task::EndServing => Some(WorkerExit::Protocol),
             };
             if let Some(exit) = ended {
                 return exit;
@@ -177,8 +220,28 @@ impl Worker {
         WorkerExit::Orphaned
     }
 
+    /// Opens the card while there is still something to open, and then closes the jail, before the
+    /// first byte of the model is looked at; the exit when that ends the worker.
+    fn seal(&mut self, device: DeviceChoice) -> Option<WorkerExit> {
+        let guard = self.guard.take()?;
+        match OpenDevice::warm(device) {
+            Ok(card) => self.card = Some(card),
+            Err(error) => {
+                log(&error.to_string());
+                let _ = self.tell(&Event::LoadFailed(error));
+                return Some(WorkerExit::Load);
+            }
+        }
+        let error = guard.seal().err()?;
+        log(&error.to_string());
+        Some(WorkerExit::Jail)
+    }
+
     /// Loads the model; the exit when that ends the worker.
     fn load(&mut self, file: File, device: DeviceChoice) -> Option<WorkerExit> {
+        if let Some(exit) = self.seal(device) {
+            return Some(exit);
+        }
         let mut socket = &self.socket;
         let loaded = catch_unwind(AssertUnwindSafe(|| {
             Engine::load(file, device, &mut |done_bytes, total_bytes| {
@@ -237,12 +300,7 @@ impl Worker {
     }
 
     fn broken(&mut self, panic: &(dyn Any + Send)) -> WorkerExit {
-        let words = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no words");
-        let _ = self.tell(&Event::Broken { what: text::clean(words, 200) });
+        let _ = self.tell(&Event::Broken { what: text::panic_words(panic) });
         WorkerExit::EngineBroken
     }
 }

@@ -29,6 +29,7 @@ use potluck_sandbox::engine::{
 };
 use potluck_sandbox::exit::WorkerExit;
 use potluck_sandbox::ipc::{self, Command, Event};
+use potluck_sandbox::jail::{Jail, JailPlan};
 use potluck_sandbox::supervisor::{Run, RunError, RunEvent, StartError, Worker, WorkerLimits, WorkerSpec};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_potluck-gpu-worker");
@@ -45,8 +46,14 @@ fn spec(model: File) -> WorkerSpec {
         model,
         device: DeviceChoice::Cpu,
         threads: Some(2),
+        jail: jail(),
         limits: WorkerLimits { load_timeout: Duration::from_secs(60), ..WorkerLimits::default() },
     }
+}
+
+/// The jail of a worker that runs the model on the processor: what a user gets.
+fn jail() -> Jail {
+    Jail::Jailed(Box::new(JailPlan::cpu(whole(), 2)))
 }
 
 async fn start() -> Worker {
@@ -310,6 +317,7 @@ fn signal(pid: u32, signal: rustix::process::Signal) {
 fn bare(model: File) -> (std::process::Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Process::new(PROGRAM)
+        .arg(jail().argument())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(model))
         .stderr(Stdio::null())
@@ -417,7 +425,7 @@ async fn a_cut_model_is_a_typed_error() {
     for len in [0, 3, 10, 24, 100, 5_000, 500_000, 1_700_000, 50_000_000, whole() - 1] {
         let error = refusal(broken(folder.path(), len, |_| {})).await;
         if len < 4 {
-            assert_eq!(error, LoadError::NotGguf, "{len}");
+            assert_eq!(error, LoadError::UnknownFormat, "{len}");
         } else {
             assert!(matches!(error, LoadError::Truncated { .. }), "{len}: {error}");
         }

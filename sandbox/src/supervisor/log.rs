@@ -2,7 +2,7 @@
 //!
 //! Owns: reading the worker's standard error to its end. Never: keeps more than a few lines, passes
 //! on more than the limit, or lets control characters through: candle may print a stranger's text.
-//! Called by [`crate::supervisor`].
+//! Called by [`crate::supervisor`] and [`crate::guest`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,14 +23,14 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Follows one worker's log until its end.
 #[derive(Debug)]
-pub(super) struct WorkerLog {
+pub(crate) struct WorkerLog {
     last: Arc<Mutex<VecDeque<String>>>,
     reader: JoinHandle<()>,
 }
 
 impl WorkerLog {
     /// Starts to read `stderr` of the process `pid`, passing on at most `max_bytes`.
-    pub(super) fn follow(mut stderr: ChildStderr, pid: u32, max_bytes: u64) -> Self {
+    pub(crate) fn follow(mut stderr: ChildStderr, pid: u32, max_bytes: u64) -> Self {
         let last = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&last);
         let reader = tokio::spawn(async move {
@@ -45,7 +45,7 @@ impl WorkerLog {
     }
 
     /// The last lines, after giving the reader a moment to see them.
-    pub(super) async fn last_words(&self) -> String {
+    pub(crate) async fn last_words(&self) -> String {
         let deadline = tokio::time::Instant::now() + DRAIN_LIMIT;
         while !self.reader.is_finished() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -6,6 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::{Control, Directive};
+use crate::ipc::order::Work;
 
 /// Shared between the two threads.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(super) struct Switch {
 struct State {
     /// The work in hand: a run's number, 0 for loading.
     run: Option<u64>,
+    /// In a run of calls: whether one is in hand.
+    calling: Option<bool>,
     paused: bool,
     cancelled: bool,
     /// The process is about to end: nothing starts any more.
@@ -34,6 +37,27 @@ impl Switch {
     pub(super) fn begin(&self, run: u64) {
         let mut state = self.state();
         *state = State { run: Some(run), closing: state.closing, ..State::default() };
+    }
+
+    /// As [`Self::begin`], for a run of calls.
+    pub(super) fn begin_serving(&self, run: u64) {
+        self.begin(run);
+        self.state().calling = Some(false);
+    }
+
+    /// A call of the run is handed over, or answered.
+    pub(super) fn set_calling(&self, calling: bool) {
+        self.state().calling = Some(calling);
+    }
+
+    /// What is in hand. A run of calls that was cancelled awaits no further one.
+    pub(super) fn work(&self) -> Work {
+        let state = self.state();
+        match (state.run, state.calling) {
+            (None, _) => Work::Idle,
+            (Some(_), Some(false)) if !state.cancelled => Work::Serving,
+            (Some(_), _) => Work::Busy,
+        }
     }
 
     /// The work is over.
@@ -54,8 +78,14 @@ impl Switch {
         self.change(run, |state| state.paused = false);
     }
 
-    pub(super) fn cancel(&self, run: u64) {
-        self.change(run, |state| state.cancelled = true);
+    /// Cancels the run; true when it is a run of calls that must be told to end, which is once.
+    pub(super) fn cancel(&self, run: u64) -> bool {
+        let mut ends = false;
+        self.change(run, |state| {
+            ends = state.calling.is_some() && !state.cancelled;
+            state.cancelled = true;
+        });
+        ends
     }
 
     /// Ends whatever runs and whatever would start.
@@ -126,8 +156,27 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_calls_awaits_one_after_another_and_is_told_to_end_once() {
+        let switch = Switch::default();
+        assert_eq!(switch.work(), Work::Idle);
+        switch.begin_serving(1);
+        assert_eq!(switch.work(), Work::Serving);
+        switch.set_calling(true);
+        assert_eq!(switch.work(), Work::Busy);
+        switch.set_calling(false);
+        assert_eq!(switch.work(), Work::Serving);
+        assert!(!switch.cancel(2) && switch.cancel(1) && !switch.cancel(1));
+        assert_eq!(switch.work(), Work::Busy);
+        switch.end();
+        assert!(!switch.cancel(1));
+        switch.begin(2);
+        assert_eq!((switch.work(), switch.cancel(2)), (Work::Busy, false));
+    }
+
+    #[test]
     fn a_pause_ends_by_resume_cancel_or_closing() {
-        let enders: [fn(&Switch); 3] = [|s| s.resume(1), |s| s.cancel(1), Switch::cancel_all];
+        let cancel = |switch: &Switch| assert!(!switch.cancel(1));
+        let enders: [fn(&Switch); 3] = [|switch| switch.resume(1), cancel, Switch::cancel_all];
         for end in enders {
             let switch = Arc::new(Switch::default());
             switch.begin(1);
