@@ -7,8 +7,10 @@
 //!
 //! A frame is a u32 length, little endian, and that many bytes of canonical postcard (the
 //! protocol's codec: one value, one encoding, nothing after it). A command has at most
-//! [`MAX_COMMAND_BYTES`], an event at most [`MAX_EVENT_BYTES`]. The two programs come from one build,
-//! so there is one version and no negotiation; [`Event::Hello`] proves it.
+//! [`MAX_COMMAND_BYTES`], an event at most [`MAX_EVENT_BYTES`]; only [`Command::Call`] and
+//! [`Event::Reply`] may have [`MAX_CALL_BYTES`], and their first byte must say so before the rest is
+//! read. The two programs come from one build, so there is one version and no negotiation;
+//! [`Event::Hello`] proves it.
 
 pub mod channel;
 pub mod order;
@@ -22,14 +24,19 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::engine::{DeviceChoice, GenerateError, LoadError, ModelInfo};
+use crate::tensor::{MAX_CALL_BYTES, ModelCallError, ModelReply, ModelRequest};
 
 /// Changes with every change to the messages.
-pub const IPC_VERSION: u32 = 1;
+pub const IPC_VERSION: u32 = 2;
 /// The largest command in bytes: the largest job and room for the fields around it.
 pub const MAX_COMMAND_BYTES: usize = MAX_JOB_BYTES + 64;
 /// The largest event in bytes.
 pub const MAX_EVENT_BYTES: usize = 64 * 1024;
 const LENGTH_BYTES: usize = 4;
+/// The first byte of every [`Command::Call`]: its place in the enum.
+const CALL_TAG: u8 = 7;
+/// The first byte of every [`Event::Reply`].
+const REPLY_TAG: u8 = 11;
 
 /// What the daemon tells a worker. A run's number counts up from 1, so that a word about a run that
 /// has ended meanwhile is told from one about the next.
@@ -64,10 +71,22 @@ pub enum Command {
     },
     /// Leave, ending any run.
     Exit,
+    /// Begin a run of calls: the model is this run's alone until [`Command::Cancel`].
+    Serve {
+        /// The run's number: one more than the last one's.
+        run: u64,
+    },
+    /// Answer one request of a run of calls. The next may come after the reply.
+    Call {
+        /// Which run.
+        run: u64,
+        /// What is asked; its bounds are the engine's to check.
+        request: Box<ModelRequest>,
+    },
 }
 
 /// What a worker tells the daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// First of all.
     Hello {
@@ -129,6 +148,18 @@ pub enum Event {
         /// The panic's words, cut.
         what: String,
     },
+    /// Part of a call is computed: a sign of life.
+    Computing {
+        /// Which run.
+        run: u64,
+    },
+    /// The answer to [`Command::Call`].
+    Reply {
+        /// Which run.
+        run: u64,
+        /// The answer, within its bounds.
+        result: Result<ModelReply, ModelCallError>,
+    },
 }
 
 /// Why bytes are not a conversation. Fault: the other process, which ends.
@@ -164,7 +195,8 @@ pub enum IpcError {
 /// # Errors
 /// [`IpcError::Wire`] when it is too large.
 pub fn encode_command(command: &Command) -> Result<Vec<u8>, IpcError> {
-    frame(wire::encode_within(command, MAX_COMMAND_BYTES)?)
+    let max = if matches!(command, Command::Call { .. }) { MAX_CALL_BYTES } else { MAX_COMMAND_BYTES };
+    frame(wire::encode_within(command, max)?)
 }
 
 /// The frame of an event.
@@ -172,7 +204,8 @@ pub fn encode_command(command: &Command) -> Result<Vec<u8>, IpcError> {
 /// # Errors
 /// [`IpcError::Wire`] when it is too large.
 pub fn encode_event(event: &Event) -> Result<Vec<u8>, IpcError> {
-    frame(wire::encode_within(event, MAX_EVENT_BYTES)?)
+    let max = if matches!(event, Event::Reply { .. }) { MAX_CALL_BYTES } else { MAX_EVENT_BYTES };
+    frame(wire::encode_within(event, max)?)
 }
 
 /// The command in a frame's body.
@@ -180,7 +213,7 @@ pub fn encode_event(event: &Event) -> Result<Vec<u8>, IpcError> {
 /// # Errors
 /// [`IpcError`] when it is none, or its job breaks a bound.
 pub fn decode_command(body: &[u8]) -> Result<Command, IpcError> {
-    let command: Command = wire::decode_within(body, MAX_COMMAND_BYTES)?;
+    let command: Command = wire::decode_within(body, max_command_bytes(body.first()))?;
     if let Command::Generate { job, .. } = &command {
         job.check()?;
     }
@@ -192,7 +225,12 @@ pub fn decode_command(body: &[u8]) -> Result<Command, IpcError> {
 /// # Errors
 /// [`IpcError`] when it is none, or its output is past a bound.
 pub fn decode_event(body: &[u8]) -> Result<Event, IpcError> {
-    let event: Event = wire::decode_within(body, MAX_EVENT_BYTES)?;
+    let event: Event = wire::decode_within(body, max_event_bytes(body.first()))?;
+    if let Event::Reply { result: Ok(reply), .. } = &event
+        && reply.check().is_err()
+    {
+        return Err(WireError::OverLimit { what: "a reply's own bounds" }.into());
+    }
     if let Event::Output { tokens, text, .. } = &event {
         if tokens.len() > MAX_OUTPUT_TOKENS {
             return Err(WireError::OverLimit { what: "tokens in one event" }.into());
@@ -220,11 +258,18 @@ pub fn read_command(reader: &mut impl Read) -> Result<Option<Command>, IpcError>
             Err(e) => return Err(e.into()),
         }
     }
-    let mut body = vec![0; checked_len(head, MAX_COMMAND_BYTES)?];
-    reader.read_exact(&mut body).map_err(|e| match e.kind() {
+    let cut = |e: io::Error| match e.kind() {
         ErrorKind::UnexpectedEof => IpcError::Cut,
         _ => e.into(),
-    })?;
+    };
+    let len = checked_len(head, MAX_CALL_BYTES)?;
+    let mut tag = [0; 1];
+    let tag = &mut tag[..len.min(1)];
+    reader.read_exact(tag).map_err(cut)?;
+    let mut body = vec![0; checked_len(head, max_command_bytes(tag.first()))?];
+    let (first, rest) = body.split_at_mut(tag.len());
+    first.copy_from_slice(tag);
+    reader.read_exact(rest).map_err(cut)?;
     decode_command(&body).map(Some)
 }
 
@@ -237,8 +282,18 @@ pub fn write_event(writer: &mut impl Write, event: &Event) -> Result<(), IpcErro
     Ok(())
 }
 
+/// How long a command may be whose first byte is `tag`.
+fn max_command_bytes(tag: Option<&u8>) -> usize {
+    if tag == Some(&CALL_TAG) { MAX_CALL_BYTES } else { MAX_COMMAND_BYTES }
+}
+
+/// How long an event may be whose first byte is `tag`.
+fn max_event_bytes(tag: Option<&u8>) -> usize {
+    if tag == Some(&REPLY_TAG) { MAX_CALL_BYTES } else { MAX_EVENT_BYTES }
+}
+
 fn frame(body: Vec<u8>) -> Result<Vec<u8>, IpcError> {
-    let too_long = IpcError::FrameTooLong { len: body.len(), max: MAX_COMMAND_BYTES };
+    let too_long = IpcError::FrameTooLong { len: body.len(), max: MAX_CALL_BYTES };
     let len = u32::try_from(body.len()).map_err(|_| too_long)?;
     let mut frame = Vec::with_capacity(LENGTH_BYTES + body.len());
     frame.extend_from_slice(&len.to_le_bytes());
@@ -261,7 +316,9 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::EngineDevice;
+    use crate::engine::{EngineDevice, ModelKind};
+    use crate::tensor::tests::{request as requests, result as results};
+    use crate::tensor::{NamedTensor, Tensor, TensorType};
 
     fn job() -> impl Strategy<Value = JobSpec> {
         let message = ("\\PC{0,40}", prop::sample::select(vec![Role::System, Role::User, Role::Assistant]))
@@ -292,12 +349,16 @@ pub(crate) mod tests {
             any::<u64>().prop_map(|run| Command::Resume { run }),
             any::<u64>().prop_map(|run| Command::Cancel { run }),
             Just(Command::Exit),
+            any::<u64>().prop_map(|run| Command::Serve { run }),
+            (any::<u64>(), requests())
+                .prop_map(|(run, request)| Command::Call { run, request: Box::new(request) }),
         ]
     }
 
     pub(crate) fn event() -> impl Strategy<Value = Event> {
         let info =
             ("\\PC{0,20}", any::<u32>(), any::<u64>()).prop_map(|(name, number, parameters)| ModelInfo {
+                kind: ModelKind::Llm,
                 architecture: "llama".into(),
                 name,
                 context_tokens: number,
@@ -325,7 +386,36 @@ pub(crate) mod tests {
                 error: GenerateError::PromptTooLong { prompt_tokens, context: 1 },
             }),
             "\\PC{0,20}".prop_map(|what| Event::Broken { what }),
+            any::<u64>().prop_map(|run| Event::Computing { run }),
+            (any::<u64>(), results()).prop_map(|(run, result)| Event::Reply { run, result }),
         ]
+    }
+
+    #[test]
+    fn only_calls_and_replies_may_be_long() {
+        let long = |ty| Tensor { ty, dims: vec![1 << 20], data: vec![7; ty.size() << 20] };
+        let named = NamedTensor { name: "x".into(), tensor: long(TensorType::I64) };
+        let request = Box::new(ModelRequest::Compute { session: None, inputs: vec![named.clone()] });
+        let call = encode_command(&Command::Call { run: 1, request }).unwrap();
+        assert!(call.len() > MAX_COMMAND_BYTES && call[LENGTH_BYTES] == CALL_TAG);
+        assert!(matches!(read_command(&mut call.as_slice()), Ok(Some(Command::Call { .. }))));
+        let result = Ok(ModelReply::Tensors(vec![named]));
+        let reply = encode_event(&Event::Reply { run: 1, result }).unwrap();
+        assert_eq!(reply[LENGTH_BYTES], REPLY_TAG);
+        assert!(matches!(decode_event(&reply[LENGTH_BYTES..]), Ok(Event::Reply { .. })));
+        // The same length under another first byte is refused before the rest is read.
+        for tag in (0..=u8::MAX).filter(|tag| *tag != CALL_TAG) {
+            let mut start: &[u8] = &[call[0], call[1], call[2], call[3], tag];
+            let refused = read_command(&mut start);
+            assert!(matches!(refused, Err(IpcError::FrameTooLong { max: MAX_COMMAND_BYTES, .. })), "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_reply_that_lies_about_its_shape_is_no_event() {
+        let lie = ModelReply::Vectors { dim: 3, rows: 2, data: vec![0.0; 5] };
+        let body = wire::encode_within(&Event::Reply { run: 1, result: Ok(lie) }, MAX_CALL_BYTES).unwrap();
+        assert!(matches!(decode_event(&body), Err(IpcError::Wire(WireError::OverLimit { .. }))));
     }
 
     #[test]

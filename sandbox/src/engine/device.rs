@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::error::LoadError;
@@ -64,6 +64,31 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<(Device, EngineDevice), LoadE
     }
 }
 
+/// A device that has been opened and used once, so that its driver has loaded what it loads lazily.
+/// While this lives, opening the device again opens nothing new: what a jail is closed upon.
+#[derive(Debug)]
+pub(crate) struct OpenDevice {
+    _device: Device,
+}
+
+impl OpenDevice {
+    /// Opens what `choice` asks for and multiplies two small matrices on it.
+    ///
+    /// # Errors
+    /// [`LoadError::Device`].
+    pub(crate) fn warm(choice: DeviceChoice) -> Result<Self, LoadError> {
+        let (device, _) = open(choice)?;
+        let product = |of: DType| -> candle_core::Result<()> {
+            let ones = Tensor::ones((8, 8), of, &device)?;
+            ones.matmul(&ones)?.to_dtype(DType::F32)?.to_device(&Device::Cpu).map(drop)
+        };
+        for of in [DType::F32, DType::F16] {
+            product(of).map_err(|e| LoadError::Device { what: crate::text::clean(&e.to_string(), 200) })?;
+        }
+        Ok(Self { _device: device })
+    }
+}
+
 fn cpu() -> (Device, EngineDevice) {
     let threads = u32::try_from(candle_core::utils::get_num_threads()).unwrap_or(u32::MAX);
     (Device::Cpu, EngineDevice::Cpu { threads })
@@ -82,6 +107,12 @@ fn cuda(ordinal: u32) -> Result<(Device, EngineDevice), LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_warm_after_one_use() {
+        assert!(OpenDevice::warm(DeviceChoice::Cpu).is_ok());
+        assert!(matches!(OpenDevice::warm(DeviceChoice::Cuda(99)), Err(LoadError::Device { .. })));
+    }
 
     #[test]
     fn an_explicit_wish_is_never_replaced() {

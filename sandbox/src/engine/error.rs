@@ -13,9 +13,9 @@ use super::template::TemplateError;
 /// made the file.
 #[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum LoadError {
-    /// Not a GGUF file at all.
-    #[error("the model is not a GGUF file")]
-    NotGguf,
+    /// Neither a GGUF nor a safetensors file.
+    #[error("the model is neither a GGUF nor a safetensors file")]
+    UnknownFormat,
     /// A GGUF version that this engine does not read.
     #[error("GGUF version {found} is not supported (2 and 3 are)")]
     UnsupportedVersion {
@@ -110,6 +110,12 @@ pub enum GenerateError {
     #[error("the engine failed: {what}")]
     Engine {
         /// The engine's reason.
+        what: String,
+    },
+    /// This kind of model does no such job. Fault: renter.
+    #[error("the model does not do this: {what}")]
+    NotSupported {
+        /// What it is instead.
         what: String,
     },
 }

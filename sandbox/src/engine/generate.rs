@@ -1,21 +1,19 @@
 //! One answer: prompt in, tokens out, obedient to its controller at every step.
 //!
 //! Owns: the loop of prefill, choice, output and stop. Never: keeps anything of a job after it (the
-//! weights are shared, the attention cache is the session's own and dies with it). Called by
+//! weights are shared, the attention cache is the job's own and dies with it). Called by
 //! [`super::Engine::generate`].
 
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
-use candle_transformers::models::quantized_llama::ModelWeights;
 use potluck_protocol::job::{FinishReason, JobSpec, Sampling};
 use potluck_protocol::limits::{MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS};
 use potluck_protocol::sampler::SeededSampler;
 
+use super::EngineEvent;
 use super::error::GenerateError;
+use super::llm::{Llm, Memory};
 use super::tokens::TextStream;
-use super::{Engine, EngineEvent};
-use crate::text;
 
 /// Prompt tokens computed at once: large enough for the matrix kernels to pay, small enough that a
 /// cancel or a pause takes effect within a fraction of a second on two slow cores.
@@ -72,27 +70,6 @@ pub struct Summary {
     pub decode: Duration,
 }
 
-/// A session: the weights with this job's own attention cache.
-struct Session<'a> {
-    weights: ModelWeights,
-    device: &'a Device,
-    /// Tokens computed so far.
-    at: usize,
-}
-
-impl Session<'_> {
-    /// Computes `ids` after what is there already; the logits for the token that follows.
-    fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        let logits = Tensor::new(ids, self.device)
-            .and_then(|input| input.unsqueeze(0))
-            .and_then(|input| self.weights.forward(&input, self.at))
-            .and_then(|logits| logits.flatten_all()?.to_vec1::<f32>())
-            .map_err(|e| GenerateError::Engine { what: text::clean(&e.to_string(), 200) })?;
-        self.at += ids.len();
-        Ok(logits)
-    }
-}
-
 /// Tokens on their way out.
 struct Output<'a> {
     on_event: &'a mut dyn FnMut(EngineEvent<'_>),
@@ -139,16 +116,16 @@ impl Output<'_> {
     }
 }
 
-/// Runs `job` on `engine` (see [`Engine::generate`]).
+/// Runs `job` on `llm` (see [`Engine::generate`]).
 pub(super) fn run(
-    engine: &Engine,
+    llm: &Llm,
     job: &JobSpec,
     control: &dyn Control,
     on_event: &mut dyn FnMut(EngineEvent<'_>),
 ) -> Result<Summary, GenerateError> {
     let begun = Instant::now();
-    let prompt = engine.vocabulary.encode(&engine.template.render(&job.messages)?)?;
-    let context = engine.info.context_tokens;
+    let prompt = llm.vocabulary.encode(&llm.template.render(&job.messages)?)?;
+    let context = llm.context;
     let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     if prompt_tokens >= context {
         return Err(GenerateError::PromptTooLong { prompt_tokens, context });
@@ -165,15 +142,13 @@ pub(super) fn run(
         last: None,
         count: 0,
     };
-    // A clone shares the weights and starts with an empty cache; candle's own cache of masks also
-    // dies with it, so a long-lived worker does not grow.
-    let mut session = Session { weights: engine.weights.clone(), device: &engine.device, at: 0 };
-    let prefilled = prefill(&mut session, &prompt, control, &mut output)?;
+    let mut memory = llm.memory();
+    let prefilled = prefill(&mut memory, &prompt, control, &mut output)?;
     let prefill = begun.elapsed();
     let room = job.sampling.max_tokens.min(context - prompt_tokens);
     let reason = match prefilled {
         None => FinishReason::Cancelled,
-        Some(logits) => decode(engine, &mut session, logits, &job.sampling, room, control, &mut output)?,
+        Some(logits) => decode(llm, &mut memory, logits, &job.sampling, room, control, &mut output)?,
     };
     output.flush();
     Ok(Summary {
@@ -187,7 +162,7 @@ pub(super) fn run(
 
 /// Computes the prompt; the logits after it, or `None` when cancelled.
 fn prefill(
-    session: &mut Session<'_>,
+    memory: &mut Memory<'_>,
     prompt: &[u32],
     control: &dyn Control,
     output: &mut Output<'_>,
@@ -197,17 +172,16 @@ fn prefill(
         if !output.may_go_on(control) {
             return Ok(None);
         }
-        logits = session.feed(chunk)?;
-        let done_tokens = u32::try_from(session.at).unwrap_or(u32::MAX);
-        (output.on_event)(EngineEvent::Prefilled { done_tokens });
+        logits = memory.feed(chunk)?;
+        (output.on_event)(EngineEvent::Prefilled { done_tokens: memory.tokens() });
     }
     Ok(Some(logits))
 }
 
 /// Chooses up to `room` tokens, the first from `logits`.
 fn decode(
-    engine: &Engine,
-    session: &mut Session<'_>,
+    llm: &Llm,
+    memory: &mut Memory<'_>,
     mut logits: Vec<f32>,
     sampling: &Sampling,
     room: u32,
@@ -219,18 +193,18 @@ fn decode(
         if !output.may_go_on(control) {
             return Ok(FinishReason::Cancelled);
         }
-        let position = u32::try_from(session.at).unwrap_or(u32::MAX);
+        let position = memory.tokens();
         let id =
             sampler.pick(&logits, u64::from(position)).map_err(|_| GenerateError::NoToken { position })?;
-        if engine.vocabulary.is_end(id) {
+        if llm.vocabulary.is_end(id) {
             return Ok(FinishReason::Stop);
         }
-        let Some(piece) = engine.vocabulary.piece(id) else {
+        let Some(piece) = llm.vocabulary.piece(id) else {
             return Err(GenerateError::Engine { what: format!("it chose token {id}, which is none") });
         };
         output.push(id, piece);
         if output.count < room {
-            logits = session.feed(&[id])?;
+            logits = memory.feed(&[id])?;
         }
     }
     Ok(FinishReason::Length)

@@ -6,9 +6,8 @@
 //! own header reader, which trusts what it reads, is not used.
 //!
 //! Bounded: the header as a whole (64 MiB), entries, tensors, key and string lengths, the elements
-//! of all arrays together, the sum of all tensor sizes (at most the file: overlapping tensors would
-//! let a small file fill the memory). Nested arrays are refused: no model that this engine can run
-//! has one.
+//! of all arrays together. Tensors that overlap are refused: they would let a small file fill the
+//! memory. Nested arrays are refused: no model that this engine can run has one.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -84,8 +83,8 @@ impl Header {
     /// small constant.
     pub(crate) fn read(reader: impl Read, file_bytes: u64) -> Result<Self, LoadError> {
         let mut walk = Walk { reader, at: 0, end: file_bytes.min(MAX_HEADER_BYTES), file_bytes, elements: 0 };
-        if walk.bytes::<4>("magic").map_err(|_| LoadError::NotGguf)? != *b"GGUF" {
-            return Err(LoadError::NotGguf);
+        if walk.bytes::<4>("magic").map_err(|_| LoadError::UnknownFormat)? != *b"GGUF" {
+            return Err(LoadError::UnknownFormat);
         }
         let version = walk.u32("version")?;
         if !matches!(version, 2 | 3) {
@@ -135,18 +134,21 @@ impl Header {
         };
         self.data_offset = header_end.next_multiple_of(alignment);
         let room = file_bytes.saturating_sub(self.data_offset);
-        let mut total = 0u64;
-        for (name, place) in &self.tensors {
+        let mut places: Vec<_> = self.tensors.iter().collect();
+        places.sort_unstable_by_key(|(_, place)| place.offset);
+        let mut end = 0;
+        for (name, place) in places {
+            let shown = text::clean(name, 80);
             if place.offset % alignment != 0 {
-                return Err(corrupt(format!("tensor `{}` is not aligned", text::clean(name, 80))));
+                return Err(corrupt(format!("tensor `{shown}` is not aligned")));
             }
-            total = total.saturating_add(place.bytes);
-            if place.offset.saturating_add(place.bytes) > room {
-                return Err(LoadError::Truncated { what: format!("tensor `{}`", text::clean(name, 80)) });
+            if place.offset < end {
+                return Err(corrupt(format!("tensor `{shown}` overlaps another")));
             }
-        }
-        if total > room {
-            return Err(corrupt("tensors overlap".to_owned()));
+            end = place.offset.saturating_add(place.bytes);
+            if end > room {
+                return Err(LoadError::Truncated { what: format!("tensor `{shown}`") });
+            }
         }
         Ok(())
     }
@@ -483,7 +485,7 @@ mod tests {
         let whole = sample();
         for len in 0..whole.len() {
             match read(&whole[..len]).unwrap_err() {
-                LoadError::NotGguf if len < 4 => {}
+                LoadError::UnknownFormat if len < 4 => {}
                 LoadError::Truncated { .. } if len >= 4 => {}
                 other => panic!("cut at {len}: {other}"),
             }

@@ -14,6 +14,7 @@ use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMag
 use candle_core::{Device, Shape};
 use candle_transformers::models::quantized_llama::{MAX_SEQ_LEN, ModelWeights};
 
+use super::ModelKind;
 use super::error::LoadError;
 use super::gguf::{Header, Scalar, TensorPlace};
 use crate::text;
@@ -75,6 +76,11 @@ impl Dimensions {
     /// How many numbers the model has.
     pub(crate) fn parameters(header: &Header) -> u64 {
         header.tensors.values().map(|t| t.dims.iter().product::<u64>()).sum()
+    }
+
+    /// What one token takes in the attention cache, in bytes: a key and a value of floats a block.
+    pub(crate) fn token_bytes(&self) -> u64 {
+        2 * 4 * self.blocks * self.kv_heads * self.head_dim()
     }
 
     fn head_dim(&self) -> u64 {
@@ -268,6 +274,27 @@ impl ModelFile {
     /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// What its first bytes say it is: `GGUF`, or after a length the brace of a safetensors header.
+    ///
+    /// # Errors
+    /// [`LoadError::UnknownFormat`] when it is neither, [`LoadError::Io`].
+    pub(crate) fn kind(&mut self) -> Result<ModelKind, LoadError> {
+        let mut head = [0; 9];
+        let mut have = 0;
+        while let Some(rest) = head.get_mut(have..).filter(|rest| !rest.is_empty()) {
+            match self.read(rest).map_err(|e| LoadError::Io { what: e.to_string() })? {
+                0 => break,
+                count => have += count,
+            }
+        }
+        self.at = 0;
+        match head.get(..have) {
+            Some([b'G', b'G', b'U', b'F', ..]) => Ok(ModelKind::Llm),
+            Some([_, _, _, _, _, _, _, _, b'{']) => Ok(ModelKind::Encoder),
+            _ => Err(LoadError::UnknownFormat),
+        }
     }
 }
 

@@ -140,17 +140,25 @@ impl Vocabulary {
     /// # Errors
     /// [`GenerateError::Tokenizer`].
     pub(crate) fn encode(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+        let mut ids = self.encode_more(prompt)?;
+        if let Some(leading) = self.leading
+            && ids.first() != Some(&leading)
+        {
+            ids.insert(0, leading);
+        }
+        Ok(ids)
+    }
+
+    /// As [`Self::encode`], for text that goes on from another: nothing is put before it.
+    ///
+    /// # Errors
+    /// [`GenerateError::Tokenizer`].
+    pub(crate) fn encode_more(&self, text: &str) -> Result<Vec<u32>, GenerateError> {
         let encoding = self
             .tokenizer
-            .encode_fast(prompt, false)
+            .encode_fast(text, false)
             .map_err(|e| GenerateError::Tokenizer { what: text::clean(&e.to_string(), 200) })?;
-        let mut ids = Vec::with_capacity(encoding.len() + 1);
-        if let Some(leading) = self.leading
-            && encoding.get_ids().first() != Some(&leading)
-        {
-            ids.push(leading);
-        }
-        ids.extend_from_slice(encoding.get_ids());
+        let ids = encoding.get_ids().to_vec();
         // On a GPU an id past the table is an assertion in the kernel that poisons the device.
         match ids.iter().find(|id| self.piece(**id).is_none()) {
             Some(id) => {

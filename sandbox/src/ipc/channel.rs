@@ -10,13 +10,16 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use tokio::net::UnixStream;
 
-use super::{Command, Event, IpcError, LENGTH_BYTES, MAX_COMMAND_BYTES, MAX_EVENT_BYTES, checked_len};
-use super::{decode_event, encode_command};
+use super::{Command, Event, IpcError, LENGTH_BYTES, MAX_COMMAND_BYTES, checked_len};
+use super::{decode_event, encode_command, max_event_bytes};
+use crate::tensor::MAX_CALL_BYTES;
 
 /// Bytes read from the socket at once.
 const READ_BYTES: usize = 16 * 1024;
-/// Commands may wait for a worker that does not read, but not without end: one job and some words.
-const MAX_UNSENT_BYTES: usize = 2 * MAX_COMMAND_BYTES;
+/// Commands may wait for a worker that does not read, but not without end: one call and some words.
+const MAX_UNSENT_BYTES: usize = MAX_CALL_BYTES + 2 * MAX_COMMAND_BYTES;
+/// Memory that the buffers keep between messages; what a long call took beyond it is given back.
+const KEPT_BYTES: usize = 128 * 1024;
 
 /// A framed, bounded, cancel-safe channel to one worker.
 #[derive(Debug)]
@@ -43,7 +46,14 @@ impl Channel {
     /// # Errors
     /// [`IpcError`] when the socket is gone or the worker has not read for too long.
     pub fn send(&mut self, command: &Command) -> Result<(), IpcError> {
-        let frame = encode_command(command)?;
+        self.send_frame(encode_command(command)?)
+    }
+
+    /// As [`Channel::send`], for a command that is encoded already.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn send_frame(&mut self, frame: Vec<u8>) -> Result<(), IpcError> {
         let len = self.unsent.len().saturating_add(frame.len());
         if len > MAX_UNSENT_BYTES {
             return Err(IpcError::FrameTooLong { len, max: MAX_UNSENT_BYTES });
@@ -88,6 +98,7 @@ impl Channel {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.unsent.shrink_to(KEPT_BYTES);
         Ok(())
     }
 
@@ -111,7 +122,8 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
-/// Bytes that came and are not yet events; at most one event and one read long.
+/// Bytes that came and are not yet events; at most one event and one read long. A long one grows it
+/// only as its bytes come.
 #[derive(Debug, Default)]
 struct Received {
     bytes: Vec<u8>,
@@ -120,10 +132,14 @@ struct Received {
 impl Received {
     fn pop(&mut self) -> Result<Option<Event>, IpcError> {
         let Some(head) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let end = LENGTH_BYTES + checked_len(*head, MAX_EVENT_BYTES)?;
+        // Without its first byte a long frame is not known to be one that may be long.
+        let tag = self.bytes.get(LENGTH_BYTES);
+        let max = if tag.is_none() { MAX_CALL_BYTES } else { max_event_bytes(tag) };
+        let end = LENGTH_BYTES + checked_len(*head, max)?;
         let Some(body) = self.bytes.get(LENGTH_BYTES..end) else { return Ok(None) };
         let event = decode_event(body)?;
         self.bytes.drain(..end);
+        self.bytes.shrink_to(KEPT_BYTES);
         Ok(Some(event))
     }
 }

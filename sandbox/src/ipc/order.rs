@@ -5,15 +5,21 @@
 //! handles strangers' bytes; a broken daemon must not confuse it either).
 //!
 //! ```text
-//!   worker hears:  Load, then { Generate (Pause | Resume | Cancel)* }*, Exit at any time
+//!   worker hears:  Load, then { Generate (Pause | Resume | Cancel)*
+//!                             | Serve (Call | Pause | Resume)* Cancel }*, Exit at any time
 //!   daemon hears:  Hello, Loading*, Loaded | LoadFailed,
-//!                  then { Started (Prefilled | Output)* Finished | [Started ...] Failed }*
+//!                  then { Started (Prefilled | Output)* Finished | [Started ...] Failed
+//!                       | (Computing* Reply)* [Computing*] Finished }*
 //!                  Broken at any time
 //! ```
+//!
+//! In a run of calls there is one reply to each call and no second call before it; only
+//! [`Command::Cancel`] ends the run, and what a reply crosses on its way it may cross.
 
 use thiserror::Error;
 
 use super::{Command, Event, IPC_VERSION};
+use crate::tensor::{CallKind, ModelCallError, ModelReply};
 
 /// Why a message may not come. Fault: whoever sent it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -52,6 +58,17 @@ pub enum OrderError {
     },
 }
 
+/// What the worker does while a command comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing.
+    Idle,
+    /// It loads, runs a job or answers a call.
+    Busy,
+    /// It waits for the next call of a run of calls.
+    Serving,
+}
+
 /// What the worker has heard so far.
 #[derive(Debug, Default)]
 pub struct CommandOrder {
@@ -60,31 +77,41 @@ pub struct CommandOrder {
 }
 
 impl CommandOrder {
-    /// Takes note of `command`. `busy` says whether the worker still loads or runs.
+    /// Takes note of `command`, which comes while the worker does `work`.
     ///
     /// # Errors
     /// [`OrderError`] when it may not come now.
-    pub fn accept(&mut self, command: &Command, busy: bool) -> Result<(), OrderError> {
+    pub fn accept(&mut self, command: &Command, work: Work) -> Result<(), OrderError> {
         match command {
             Command::Load { .. } if self.loading => not_now("Load", "loaded"),
             Command::Load { .. } => {
                 self.loading = true;
                 Ok(())
             }
-            Command::Generate { .. } if !self.loading => not_now("Generate", "nothing is loaded"),
-            Command::Generate { .. } if busy => not_now("Generate", "busy"),
-            Command::Generate { run, .. } => {
-                if self.last_run.checked_add(1) != Some(*run) {
-                    return self.wrong_run("Generate", *run);
-                }
-                self.last_run = *run;
-                Ok(())
-            }
+            Command::Generate { run, .. } => self.begin("Generate", *run, work),
+            Command::Serve { run } => self.begin("Serve", *run, work),
+            Command::Call { .. } if work != Work::Serving => not_now("Call", "no call is awaited"),
+            Command::Call { run, .. } if *run != self.last_run => self.wrong_run("Call", *run),
+            Command::Call { .. } => Ok(()),
             Command::Pause { run } => self.about("Pause", *run),
             Command::Resume { run } => self.about("Resume", *run),
             Command::Cancel { run } => self.about("Cancel", *run),
             Command::Exit => Ok(()),
         }
+    }
+
+    fn begin(&mut self, message: &'static str, run: u64, work: Work) -> Result<(), OrderError> {
+        if !self.loading {
+            return not_now(message, "nothing is loaded");
+        }
+        if work != Work::Idle {
+            return not_now(message, "busy");
+        }
+        if self.last_run.checked_add(1) != Some(run) {
+            return self.wrong_run(message, run);
+        }
+        self.last_run = run;
+        Ok(())
     }
 
     /// A word about a run: it may have ended while the word was on its way.
@@ -112,6 +139,16 @@ enum Stage {
     Running {
         prompt_tokens: u32,
     },
+    /// In a run of calls, none of which waits for its reply.
+    Serving,
+    /// A call waits for its reply.
+    Calling {
+        kind: CallKind,
+    },
+    /// The end of a run of calls was asked for; `owed` is a reply that may still come.
+    Ending {
+        owed: Option<CallKind>,
+    },
     Over,
 }
 
@@ -123,6 +160,9 @@ impl Stage {
             Self::Idle => "idle",
             Self::Asked => "waiting for Started",
             Self::Running { .. } => "running",
+            Self::Serving => "between calls",
+            Self::Calling { .. } => "waiting for a reply",
+            Self::Ending { .. } => "ending a run of calls",
             Self::Over => "over",
         }
     }
@@ -150,14 +190,50 @@ impl EventOrder {
     /// # Errors
     /// [`OrderError::NotNow`] unless the worker is idle.
     pub fn begin(&mut self, max_tokens: u32) -> Result<u64, OrderError> {
+        self.begin_run("Generate", Stage::Asked)?;
+        self.max_tokens = max_tokens;
+        Ok(self.run)
+    }
+
+    /// Takes note that a run of calls is begun; its number.
+    ///
+    /// # Errors
+    /// [`OrderError::NotNow`] unless the worker is idle.
+    pub fn begin_serving(&mut self) -> Result<u64, OrderError> {
+        self.begin_run("Serve", Stage::Serving)?;
+        Ok(self.run)
+    }
+
+    fn begin_run(&mut self, message: &'static str, next: Stage) -> Result<(), OrderError> {
         if self.stage != Stage::Idle {
-            return Err(OrderError::NotNow { message: "Generate", state: self.stage.name() });
+            return not_now(message, self.stage.name());
         }
         self.run = self.run.saturating_add(1);
-        self.max_tokens = max_tokens;
         self.tokens = 0;
-        self.stage = Stage::Asked;
-        Ok(self.run)
+        self.stage = next;
+        Ok(())
+    }
+
+    /// Takes note that a call of this kind is being sent.
+    ///
+    /// # Errors
+    /// [`OrderError::NotNow`] outside a run of calls, and while a reply is due.
+    pub fn begin_call(&mut self, kind: CallKind) -> Result<(), OrderError> {
+        if self.stage != Stage::Serving {
+            return not_now("Call", self.stage.name());
+        }
+        self.stage = Stage::Calling { kind };
+        Ok(())
+    }
+
+    /// Takes note that a run of calls is asked to end: false when there is none.
+    pub fn end_serving(&mut self) -> bool {
+        self.stage = match self.stage {
+            Stage::Serving => Stage::Ending { owed: None },
+            Stage::Calling { kind } => Stage::Ending { owed: Some(kind) },
+            _ => return false,
+        };
+        true
     }
 
     /// Whether a job may be sent.
@@ -203,6 +279,23 @@ impl EventOrder {
                 self.same_run("Failed", *run)?;
                 Stage::Idle
             }
+            (Stage::Calling { .. } | Stage::Ending { owed: Some(_) }, Event::Computing { run }) => {
+                self.same_run("Computing", *run)?;
+                self.stage
+            }
+            (Stage::Calling { kind }, Event::Reply { run, result }) => {
+                self.take_reply(kind, *run, result)?;
+                Stage::Serving
+            }
+            (Stage::Ending { owed: Some(kind) }, Event::Reply { run, result }) => {
+                self.take_reply(kind, *run, result)?;
+                Stage::Ending { owed: None }
+            }
+            (Stage::Ending { .. }, Event::Finished { run, completion_tokens, .. }) => {
+                self.same_run("Finished", *run)?;
+                count("completion tokens", *completion_tokens, *completion_tokens == 0)?;
+                Stage::Idle
+            }
             (stage, Event::Broken { .. }) if stage != Stage::Over => Stage::Over,
             (stage, event) => {
                 return Err(OrderError::NotNow { message: name(event), state: stage.name() });
@@ -212,10 +305,29 @@ impl EventOrder {
         Ok(())
     }
 
-    fn take_tokens(&mut self, tokens: &[u32]) -> Result<(), OrderError> {
-        if let Some(id) = tokens.iter().find(|id| **id >= self.vocab) {
-            return count("the vocabulary", *id, false);
+    fn take_reply(
+        &self,
+        kind: CallKind,
+        run: u64,
+        result: &Result<ModelReply, ModelCallError>,
+    ) -> Result<(), OrderError> {
+        self.same_run("Reply", run)?;
+        match result {
+            Ok(reply) if reply.kind() != kind => not_now("a reply to another call", self.stage.name()),
+            Ok(ModelReply::Stepped { tokens, .. }) => self.known_tokens(tokens),
+            _ => Ok(()),
         }
+    }
+
+    fn known_tokens(&self, tokens: &[u32]) -> Result<(), OrderError> {
+        match tokens.iter().find(|id| **id >= self.vocab) {
+            Some(id) => count("the vocabulary", *id, false),
+            None => Ok(()),
+        }
+    }
+
+    fn take_tokens(&mut self, tokens: &[u32]) -> Result<(), OrderError> {
+        self.known_tokens(tokens)?;
         let new = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         self.tokens = self.tokens.saturating_add(new);
         count("completion tokens", self.tokens, self.tokens <= self.max_tokens)
@@ -242,6 +354,8 @@ fn name(event: &Event) -> &'static str {
         Event::Finished { .. } => "Finished",
         Event::Failed { .. } => "Failed",
         Event::Broken { .. } => "Broken",
+        Event::Computing { .. } => "Computing",
+        Event::Reply { .. } => "Reply",
     }
 }
 
@@ -253,7 +367,8 @@ mod tests {
 
     use super::super::tests as made;
     use super::*;
-    use crate::engine::{DeviceChoice, EngineDevice, GenerateError, ModelInfo};
+    use crate::engine::{DeviceChoice, EngineDevice, GenerateError, ModelInfo, ModelKind};
+    use crate::tensor::ModelRequest;
 
     fn generate(run: u64) -> Command {
         let job = JobSpec {
@@ -269,6 +384,7 @@ mod tests {
         order.accept(&Event::Hello { version: IPC_VERSION }).unwrap();
         order.accept(&Event::Loading { done_bytes: 1, total_bytes: 2 }).unwrap();
         let info = ModelInfo {
+            kind: ModelKind::Llm,
             architecture: "llama".into(),
             name: "x".into(),
             context_tokens: 64,
@@ -284,19 +400,66 @@ mod tests {
     fn the_worker_hears_things_in_order() {
         let load = Command::Load { device: DeviceChoice::Cpu };
         let mut order = CommandOrder::default();
-        assert!(order.accept(&generate(1), false).is_err());
-        assert!(order.accept(&Command::Cancel { run: 0 }, false).is_err());
-        order.accept(&load, false).unwrap();
-        assert!(order.accept(&load, false).is_err());
-        assert!(order.accept(&generate(1), true).is_err());
-        assert!(order.accept(&generate(2), false).is_err());
-        order.accept(&generate(1), false).unwrap();
-        assert!(order.accept(&Command::Pause { run: 2 }, true).is_err());
-        order.accept(&Command::Pause { run: 1 }, true).unwrap();
-        order.accept(&generate(2), false).unwrap();
+        assert!(order.accept(&generate(1), Work::Idle).is_err());
+        assert!(order.accept(&Command::Cancel { run: 0 }, Work::Idle).is_err());
+        order.accept(&load, Work::Idle).unwrap();
+        assert!(order.accept(&load, Work::Idle).is_err());
+        assert!(order.accept(&generate(1), Work::Busy).is_err());
+        assert!(order.accept(&generate(2), Work::Idle).is_err());
+        order.accept(&generate(1), Work::Idle).unwrap();
+        assert!(order.accept(&Command::Pause { run: 2 }, Work::Busy).is_err());
+        order.accept(&Command::Pause { run: 1 }, Work::Busy).unwrap();
+        order.accept(&generate(2), Work::Idle).unwrap();
         // About a run that ended while the word was on its way.
-        order.accept(&Command::Cancel { run: 1 }, true).unwrap();
-        assert!(order.accept(&generate(2), false).is_err());
+        order.accept(&Command::Cancel { run: 1 }, Work::Busy).unwrap();
+        assert!(order.accept(&generate(2), Work::Idle).is_err());
+    }
+
+    #[test]
+    fn calls_come_one_at_a_time_and_only_within_their_run() {
+        let call = |run| Command::Call { run, request: Box::new(ModelRequest::CloseSession { session: 1 }) };
+        let mut order = CommandOrder::default();
+        assert!(order.accept(&Command::Serve { run: 1 }, Work::Idle).is_err());
+        order.accept(&Command::Load { device: DeviceChoice::Cpu }, Work::Idle).unwrap();
+        assert!(order.accept(&call(0), Work::Idle).is_err());
+        order.accept(&Command::Serve { run: 1 }, Work::Idle).unwrap();
+        order.accept(&call(1), Work::Serving).unwrap();
+        assert!(order.accept(&call(1), Work::Busy).is_err());
+        assert!(order.accept(&call(2), Work::Serving).is_err());
+        assert!(order.accept(&generate(2), Work::Serving).is_err());
+        assert!(order.accept(&Command::Serve { run: 2 }, Work::Serving).is_err());
+        order.accept(&Command::Cancel { run: 1 }, Work::Serving).unwrap();
+        order.accept(&generate(2), Work::Idle).unwrap();
+    }
+
+    #[test]
+    fn a_run_of_calls_has_one_reply_to_each_and_ends_when_asked() {
+        let reply = |run| Event::Reply { run, result: Ok(ModelReply::Closed) };
+        let finished = Event::Finished { run: 1, reason: FinishReason::Cancelled, completion_tokens: 0 };
+        let mut order = idle();
+        assert!(order.begin_call(CallKind::Close).is_err() && !order.end_serving());
+        assert_eq!(order.begin_serving(), Ok(1));
+        assert!(order.begin(1).is_err() && order.begin_serving().is_err());
+        assert!(order.accept(&reply(1)).is_err());
+        order.begin_call(CallKind::Close).unwrap();
+        assert!(order.begin_call(CallKind::Close).is_err());
+        assert!(order.accept(&finished).is_err());
+        assert!(order.accept(&reply(2)).is_err());
+        order.accept(&Event::Computing { run: 1 }).unwrap();
+        order.accept(&Event::Reply { run: 1, result: Err(ModelCallError::ContextFull) }).unwrap();
+        assert!(order.accept(&Event::Computing { run: 1 }).is_err());
+        order.begin_call(CallKind::Step).unwrap();
+        assert!(order.accept(&reply(1)).is_err());
+        let stranger = ModelReply::Stepped { tokens: vec![100], text: String::new(), finish: None };
+        assert!(order.accept(&Event::Reply { run: 1, result: Ok(stranger) }).is_err());
+        // The reply and the end cross.
+        assert!(order.end_serving());
+        let stepped = ModelReply::Stepped { tokens: vec![99], text: String::new(), finish: None };
+        let stepped = Event::Reply { run: 1, result: Ok(stepped) };
+        order.accept(&stepped).unwrap();
+        assert!(order.accept(&stepped).is_err());
+        order.accept(&finished).unwrap();
+        assert!(order.is_idle() && order.begin(3) == Ok(2));
     }
 
     #[test]
@@ -339,11 +502,15 @@ mod tests {
         assert!(matches!(other, Err(OrderError::Version { .. })));
     }
 
+    fn work() -> impl Strategy<Value = Work> {
+        prop::sample::select(vec![Work::Idle, Work::Busy, Work::Serving])
+    }
+
     proptest! {
         #[test]
         fn any_talk_keeps_the_counts(
             events in prop::collection::vec(made::event(), 0..30),
-            commands in prop::collection::vec((made::command(), any::<bool>()), 0..30),
+            commands in prop::collection::vec((made::command(), work()), 0..30),
         ) {
             let mut order = idle();
             for event in &events {
@@ -353,10 +520,39 @@ mod tests {
                 let _ = order.accept(event);
             }
             let mut order = CommandOrder::default();
-            for (command, busy) in &commands {
+            for (command, work) in &commands {
                 let before = order.last_run;
-                let accepted = order.accept(command, *busy);
+                let accepted = order.accept(command, *work);
                 prop_assert!(order.last_run == before || (accepted.is_ok() && order.last_run == before + 1));
+                // A call is heard when one is awaited, and never otherwise.
+                let is_call = matches!(command, Command::Call { .. });
+                prop_assert!(!is_call || accepted.is_err() || *work == Work::Serving);
+            }
+        }
+
+        #[test]
+        fn replies_never_outnumber_calls(
+            steps in prop::collection::vec((0u8..3, made::event(), any::<bool>()), 0..60),
+        ) {
+            let mut order = idle();
+            let (mut calls, mut replies) = (0u32, 0u32);
+            for (step, event, ours) in steps {
+                match step {
+                    0 => {
+                        let _ = order.begin_serving();
+                        calls += u32::from(order.begin_call(CallKind::Close).is_ok());
+                    }
+                    1 if ours => {
+                        order.end_serving();
+                    }
+                    _ => {
+                        // A worker that knows the run's number can say the most.
+                        let event = if ours { Event::Reply { run: order.run, result: Ok(ModelReply::Closed) } } else { event };
+                        let accepted = order.accept(&event).is_ok();
+                        replies += u32::from(accepted && matches!(event, Event::Reply { .. }));
+                    }
+                }
+                prop_assert!(replies <= calls && calls <= replies + 1);
             }
         }
     }
