@@ -1,0 +1,49 @@
+;; Sleeps for as many milliseconds as its input says (a number of 64 bits), then gives its input back.
+(component
+  (import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $pollable (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $p))
+    (export "pollable" (type $pollable (eq $p)))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $pollable))))))
+  (core module $Memory
+    (memory (export "memory") 1)
+    ;; Memory is only ever handed out, never taken back.
+    (global $free (mut i32) (i32.const 4096))
+    (func $alloc (export "realloc") (param i32 i32 i32) (param $bytes i32) (result i32)
+      (local $at i32)
+      (local.set $at (global.get $free))
+      (global.set $free
+        (i32.and (i32.add (i32.add (local.get $at) (local.get $bytes)) (i32.const 15)) (i32.const -16)))
+      (if (i32.gt_u (global.get $free) (i32.shl (memory.size) (i32.const 16)))
+        (then
+          (local.set $bytes (i32.add (i32.shr_u (local.get $bytes) (i32.const 16)) (i32.const 1)))
+          (if (i32.eq (i32.const -1) (memory.grow (local.get $bytes))) (then (unreachable)))))
+      (local.get $at)))
+  (core instance $memory (instantiate $Memory))
+  (core func $wait (canon lower (func $clock "subscribe-duration")))
+  (core func $block (canon lower (func $poll "[method]pollable.block")))
+  (core module $Guest
+    (import "memory" "memory" (memory 1))
+    (import "host" "wait" (func $wait (param i64) (result i32)))
+    (import "host" "block" (func $block (param i32)))
+    ;; Where the answer lies: 0 for bytes or 1 for an error, and where and how long they are.
+    (func $give (param $case i32) (param $at i32) (param $bytes i32) (result i32)
+      (i32.store8 (i32.const 16) (local.get $case))
+      (i32.store (i32.const 20) (local.get $at))
+      (i32.store (i32.const 24) (local.get $bytes))
+      (i32.const 16))
+    (func (export "run") (param $at i32) (param $bytes i32) (result i32)
+      (call $block (call $wait (i64.mul (i64.load (local.get $at)) (i64.const 1000000))))
+      (call $give (i32.const 0) (local.get $at) (local.get $bytes))))
+  (core instance $guest (instantiate $Guest
+    (with "memory" (instance $memory))
+    (with "host" (instance
+      (export "wait" (func $wait))
+      (export "block" (func $block))))))
+  (func (export "run") (param "input" (list u8)) (result (result (list u8) (error string)))
+    (canon lift (core func $guest "run") (memory (core memory $memory "memory"))
+      (realloc (core func $memory "realloc"))))
+)

@@ -1,0 +1,90 @@
+;; Tries to make a TCP socket and a UDP socket and to look a name up. Gives two bytes for each: whether
+;; it was refused, and the error's number.
+(component
+  (import "wasi:sockets/network@0.2.0" (instance $sockets
+    (export "network" (type (sub resource)))
+    (type $e (enum "unknown" "access-denied" "not-supported" "invalid-argument" "out-of-memory" "timeout"
+      "concurrency-conflict" "not-in-progress" "would-block" "invalid-state" "new-socket-limit"
+      "address-not-bindable" "address-in-use" "remote-unreachable" "connection-refused" "connection-reset"
+      "connection-aborted" "datagram-too-large" "name-unresolvable" "temporary-resolver-failure"
+      "permanent-resolver-failure"))
+    (export "error-code" (type (eq $e)))
+    (type $f (enum "ipv4" "ipv6"))
+    (export "ip-address-family" (type (eq $f)))))
+  (alias export $sockets "network" (type $network))
+  (alias export $sockets "error-code" (type $error))
+  (alias export $sockets "ip-address-family" (type $family))
+  (import "wasi:sockets/instance-network@0.2.0" (instance $here
+    (alias outer 1 $network (type $n))
+    (export "network" (type $network (eq $n)))
+    (export "instance-network" (func (result (own $network))))))
+  (import "wasi:sockets/tcp@0.2.0" (instance $tcp (export "tcp-socket" (type (sub resource)))))
+  (alias export $tcp "tcp-socket" (type $tcp-socket))
+  (import "wasi:sockets/tcp-create-socket@0.2.0" (instance $make-tcp
+    (alias outer 1 $error (type $e))
+    (export "error-code" (type $error (eq $e)))
+    (alias outer 1 $family (type $f))
+    (export "ip-address-family" (type $family (eq $f)))
+    (alias outer 1 $tcp-socket (type $s))
+    (export "tcp-socket" (type $socket (eq $s)))
+    (export "create-tcp-socket" (func (param "address-family" $family)
+      (result (result (own $socket) (error $error)))))))
+  (import "wasi:sockets/udp@0.2.0" (instance $udp (export "udp-socket" (type (sub resource)))))
+  (alias export $udp "udp-socket" (type $udp-socket))
+  (import "wasi:sockets/udp-create-socket@0.2.0" (instance $make-udp
+    (alias outer 1 $error (type $e))
+    (export "error-code" (type $error (eq $e)))
+    (alias outer 1 $family (type $f))
+    (export "ip-address-family" (type $family (eq $f)))
+    (alias outer 1 $udp-socket (type $s))
+    (export "udp-socket" (type $socket (eq $s)))
+    (export "create-udp-socket" (func (param "address-family" $family)
+      (result (result (own $socket) (error $error)))))))
+  (import "wasi:sockets/ip-name-lookup@0.2.0" (instance $names
+    (alias outer 1 $error (type $e))
+    (export "error-code" (type $error (eq $e)))
+    (alias outer 1 $network (type $n))
+    (export "network" (type $network (eq $n)))
+    (export "resolve-address-stream" (type $stream (sub resource)))
+    (export "resolve-addresses" (func (param "network" (borrow $network)) (param "name" string)
+      (result (result (own $stream) (error $error)))))))
+  (core module $Memory
+    (memory (export "memory") 1)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096)))
+  (core instance $memory (instantiate $Memory))
+  (core func $network (canon lower (func $here "instance-network")))
+  (core func $tcp (canon lower (func $make-tcp "create-tcp-socket") (memory (core memory $memory "memory"))))
+  (core func $udp (canon lower (func $make-udp "create-udp-socket") (memory (core memory $memory "memory"))))
+  (core func $look (canon lower (func $names "resolve-addresses") (memory (core memory $memory "memory"))))
+  (core module $Guest
+    (import "memory" "memory" (memory 1))
+    (import "host" "network" (func $network (result i32)))
+    (import "host" "tcp" (func $tcp (param i32 i32)))
+    (import "host" "udp" (func $udp (param i32 i32)))
+    (import "host" "look" (func $look (param i32 i32 i32 i32)))
+    (data (i32.const 1024) "localhost")
+    ;; Both bytes of a result at 64 are put at `at`.
+    (func $note (param $at i32)
+      (i32.store8 (local.get $at) (i32.load8_u (i32.const 64)))
+      (i32.store8 offset=1 (local.get $at) (i32.load8_u (i32.const 68))))
+    (func (export "run") (param $at i32) (param $bytes i32) (result i32)
+      (call $tcp (i32.const 0) (i32.const 64))
+      (call $note (i32.const 128))
+      (call $udp (i32.const 1) (i32.const 64))
+      (call $note (i32.const 130))
+      (call $look (call $network) (i32.const 1024) (i32.const 9) (i32.const 64))
+      (call $note (i32.const 132))
+      (i32.store (i32.const 20) (i32.const 128))
+      (i32.store (i32.const 24) (i32.const 6))
+      (i32.const 16)))
+  (core instance $guest (instantiate $Guest
+    (with "memory" (instance $memory))
+    (with "host" (instance
+      (export "network" (func $network))
+      (export "tcp" (func $tcp))
+      (export "udp" (func $udp))
+      (export "look" (func $look))))))
+  (func (export "run") (param "input" (list u8)) (result (result (list u8) (error string)))
+    (canon lift (core func $guest "run") (memory (core memory $memory "memory"))
+      (realloc (core func $memory "realloc"))))
+)
