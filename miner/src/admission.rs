@@ -91,10 +91,29 @@ impl AdmittedJob {
     }
 }
 
+/// Whose turn a job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uses {
+    /// One model's worker.
+    Model(ContentHash),
+    /// Every worker: a component and its models have the device to themselves.
+    All,
+}
+
+impl Uses {
+    /// Can two jobs not run at once?
+    fn meets(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Model(one), Self::Model(other)) => one == other,
+            _ => true,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     renter: PeerId,
-    model: ContentHash,
+    uses: Uses,
     /// The job's limit until the ledger counts it.
     pending: NanoCredit,
 }
@@ -125,7 +144,8 @@ impl AdmissionBook {
         if limit == GpuMillis::ZERO {
             return Err(NotAdmitted::BudgetTooSmall { budget: contract.max_total });
         }
-        let waiting = self.ahead_in(job.model(), u64::MAX);
+        let uses = job.uses();
+        let waiting = self.ahead_of(uses, u64::MAX);
         if waiting > self.policy.queue {
             return Err(NotAdmitted::QueueFull { waiting });
         }
@@ -142,7 +162,7 @@ impl AdmissionBook {
         }
         let ticket = self.next;
         self.next += 1;
-        self.entries.insert(ticket, Entry { renter, model: job.model(), pending: most });
+        self.entries.insert(ticket, Entry { renter, uses, pending: most });
         Ok(AdmittedJob { verified: job, ticket })
     }
 
@@ -158,20 +178,32 @@ impl AdmissionBook {
         self.entries.remove(&ticket);
     }
 
-    /// Jobs that go before `ticket` on the same model.
+    /// Jobs that go before `ticket`.
     #[must_use]
     pub fn ahead(&self, ticket: u64) -> usize {
-        self.entries.get(&ticket).map_or(0, |entry| self.ahead_in(entry.model, ticket))
+        self.entries.get(&ticket).map_or(0, |entry| self.ahead_of(entry.uses, ticket))
     }
 
-    /// Jobs that would go before a new one on `model`.
+    /// Jobs that would go before a new one that uses `uses`.
     #[must_use]
-    pub fn waiting_for(&self, model: ContentHash) -> usize {
-        self.ahead_in(model, u64::MAX)
+    pub fn waiting_for(&self, uses: Uses) -> usize {
+        self.ahead_of(uses, u64::MAX)
     }
 
-    fn ahead_in(&self, model: ContentHash, before: u64) -> usize {
-        self.entries.range(..before).filter(|(_, entry)| entry.model == model).count()
+    /// Jobs admitted and not done.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Is no job admitted?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn ahead_of(&self, uses: Uses, before: u64) -> usize {
+        self.entries.range(..before).filter(|(_, entry)| entry.uses.meets(uses)).count()
     }
 
     fn pending_of(&self, renter: PeerId) -> u128 {

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use potluck_node::net::Multiaddr;
@@ -19,9 +20,11 @@ use crate::error::CommandError;
 const EXAMPLES: &str = "\
 Examples:
   potluckd init
+  potluckd doctor
   potluckd models pull smollm2-135m
   potluckd run --bootstrap /ip4/203.0.113.7/udp/4101/quic-v1/p2p/12D3KooW...
   potluckd status
+  potluckd pause --now --for 2h
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 local state";
 
@@ -67,6 +70,56 @@ pub enum Verb {
     #[command(after_help = "Examples:\n  potluckd run --model smollm2-135m --price 0.04\n  \
         potluckd run --listen /ip4/127.0.0.1/tcp/0 --device cpu --threads 4 --json")]
     Run(RunArgs),
+    /// Take the machine back: no new jobs, running ones finish, then its memory is free
+    #[command(after_help = "Examples:\n  potluckd pause\n  potluckd pause --now\n  \
+        potluckd pause --now --for 30m\n\nA restarted potluckd stays paused until the end of the pause.")]
+    Pause {
+        /// Which.
+        #[command(flatten)]
+        state: StateArgs,
+        /// Stop running jobs at once: they are settled to the instant, and nobody is blamed
+        #[arg(long)]
+        now: bool,
+        /// Lend the machine again after so long: a number with s, m, h or d
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_length)]
+        length: Option<Duration>,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lend the machine again: models are loaded and offered
+    Resume {
+        /// Which.
+        #[command(flatten)]
+        state: StateArgs,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Can this machine take strangers' work? Each check says what helps
+    #[command(after_help = "Example:\n  potluckd doctor\n\nExit codes: 0 it can, 1 a check failed")]
+    Doctor {
+        /// Which.
+        #[command(flatten)]
+        state: StateArgs,
+        /// One JSON object a line on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a model for a moment, in its jail
+    #[command(after_help = "Examples:\n  potluckd self-test\n  potluckd self-test --gpu\n\n\
+        Without an NVIDIA card --gpu is skipped, and says so; --require makes that a failure.")]
+    SelfTest {
+        /// On the first NVIDIA card
+        #[arg(long)]
+        gpu: bool,
+        /// Fail where there is no card
+        #[arg(long, requires = "gpu")]
+        require: bool,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
     /// Show how a running potluckd is doing
     Status {
         /// Which.
@@ -99,7 +152,7 @@ pub struct RunArgs {
     /// Peer to join the network through; may be given more than once
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub bootstrap: Vec<Multiaddr>,
-    /// Model to serve: a name or the path of a GGUF file; may be given more than once
+    /// Model to serve: a name or the path of a file; may be given more than once
     #[arg(long, value_name = "NAME|PATH")]
     pub model: Vec<String>,
     /// Price in dollars per hour of worker time
@@ -111,6 +164,9 @@ pub struct RunArgs {
     /// What models run on: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     pub device: Option<DeviceChoice>,
+    /// Serve without a jail: strangers' work can then reach your files and your network. Offers say so
+    #[arg(long)]
+    pub unsafe_no_jail: bool,
     /// One JSON object a line on stdout
     #[arg(long)]
     pub json: bool,
@@ -172,6 +228,24 @@ fn parse_threads(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected 1 to 1024".to_owned())
 }
 
+/// A pause without end needs no length; one beyond 30 days is a slip.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30 * 86_400);
+
+fn parse_length(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number with s, m, h or d, like 30m; at most 30d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let length = Duration::from_secs(number.saturating_mul(seconds));
+    if length.is_zero() || length > LONGEST_PAUSE { Err(wrong()) } else { Ok(length) }
+}
+
 fn parse_limit(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -185,6 +259,10 @@ impl Verb {
             Self::Init { .. } => false,
             Self::Run(args) => args.json,
             Self::Status { json, .. }
+            | Self::Doctor { json, .. }
+            | Self::SelfTest { json, .. }
+            | Self::Pause { json, .. }
+            | Self::Resume { json, .. }
             | Self::Ledger(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
             | Self::Models(ModelsVerb::Pull { json, .. } | ModelsVerb::List { json }) => *json,
         }
@@ -226,6 +304,16 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
+    fn a_pause_is_as_long_as_it_says() {
+        for (text, seconds) in [("90s", 90), ("30m", 1_800), ("2h", 7_200), ("30d", 2_592_000)] {
+            assert_eq!(parse_length(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "m", "30", "0s", "31d", "-1m", "1.5h", "1h30m", "99999999999999999999s", "3é"] {
+            assert!(parse_length(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound_and_bad_values_are_usage_errors() {
         Cli::command().debug_assert();
         for bad in [
@@ -234,6 +322,7 @@ mod tests {
             vec!["run", "--threads", "0"],
             vec!["run", "--device", "tpu"],
             vec!["ledger", "receipts", "--limit", "0"],
+            vec!["pause", "--for", "soon"],
             vec![],
         ] {
             let error = Cli::try_parse_from(["potluckd"].into_iter().chain(bad)).unwrap_err();

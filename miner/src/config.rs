@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use potluck_node::net::Multiaddr;
-use potluck_protocol::limits::{MAX_JOB_MS, MAX_OFFERED_MODELS};
+use potluck_protocol::limits::{MAX_GUEST_MEMORY_MIB, MAX_JOB_MS, MAX_OFFERED_MODELS};
 use potluck_protocol::unit::{NanoCredit, Rate};
 use potluck_sandbox::engine::DeviceChoice;
 use serde::{Deserialize, Deserializer, de};
@@ -33,12 +33,23 @@ pub struct Config {
     /// Peers to join the network through.
     #[serde(deserialize_with = "each_address")]
     pub bootstrap: Vec<Multiaddr>,
-    /// Models to serve: names of the catalogue or paths of GGUF files.
+    /// Models to serve: names of the catalogue or paths of model files.
     #[serde(deserialize_with = "models")]
     pub models: Vec<String>,
     /// Price of running.
     #[serde(deserialize_with = "price")]
     pub price: Rate,
+    /// Does it run renters' components?
+    pub guests: bool,
+    /// Price of a component's own time.
+    #[serde(deserialize_with = "price")]
+    pub guest_price: Rate,
+    /// Price of compiling a component and loading its models.
+    #[serde(deserialize_with = "price")]
+    pub load_price: Rate,
+    /// The most memory a component may have, in MiB.
+    #[serde(deserialize_with = "guest_memory")]
+    pub guest_memory_mib: u32,
     /// What models run on.
     #[serde(deserialize_with = "device")]
     pub device: DeviceChoice,
@@ -59,6 +70,9 @@ pub struct Config {
 const DEFAULT_LISTEN: [&str; 2] = ["/ip4/0.0.0.0/udp/4611/quic-v1", "/ip4/0.0.0.0/tcp/4611"];
 const DEFAULT_MODEL: &str = "smollm2-135m";
 const DEFAULT_PRICE: &str = "0.04";
+const DEFAULT_GUEST_PRICE: &str = "0.01";
+const DEFAULT_LOAD_PRICE: &str = "0.01";
+const DEFAULT_GUEST_MEMORY_MIB: u32 = 1_024;
 const DEFAULT_QUEUE: usize = 4;
 const MAX_QUEUE: usize = 64;
 const DEFAULT_CREDIT_LIMIT: &str = "$0.50";
@@ -72,6 +86,10 @@ impl Default for Config {
             bootstrap: Vec::new(),
             models: vec![DEFAULT_MODEL.into()],
             price: Rate::from_dollars_per_hour(DEFAULT_PRICE).unwrap_or_default(),
+            guests: true,
+            guest_price: Rate::from_dollars_per_hour(DEFAULT_GUEST_PRICE).unwrap_or_default(),
+            load_price: Rate::from_dollars_per_hour(DEFAULT_LOAD_PRICE).unwrap_or_default(),
+            guest_memory_mib: DEFAULT_GUEST_MEMORY_MIB,
             device: DeviceChoice::Auto,
             threads: None,
             queue: DEFAULT_QUEUE,
@@ -249,6 +267,11 @@ fn queue<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> 
     usize::try_from(value).map_err(de::Error::custom)
 }
 
+fn guest_memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let value = whole(deserializer, 1, u64::from(MAX_GUEST_MEMORY_MIB))?;
+    u32::try_from(value).map_err(de::Error::custom)
+}
+
 fn max_job_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     whole(deserializer, 1, MAX_JOB_MS / 1_000)
 }
@@ -257,7 +280,7 @@ fn max_job_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D:
 #[must_use]
 pub fn template() -> String {
     let listen = DEFAULT_LISTEN.map(|address| format!("\"{address}\"")).join(", ");
-    let keys: [(&str, String, &str); 10] = [
+    let keys: [(&str, String, &str); 14] = [
         ("listen", format!("[{listen}]"), "Addresses to listen on. Port 0 takes any free port."),
         (
             "external",
@@ -273,12 +296,32 @@ pub fn template() -> String {
         (
             "models",
             format!("[\"{DEFAULT_MODEL}\"]"),
-            "Models to serve, each kept in memory: names (`potluckd models list`) or paths of GGUF files.",
+            "Models to serve, each kept in memory: names (`potluckd models list`) or paths of files.",
         ),
         (
             "price",
             format!("\"{DEFAULT_PRICE}\""),
             "Price of running a model, in dollars per hour of worker time; billed by the millisecond.",
+        ),
+        (
+            "guests",
+            "true".into(),
+            "Run renters' own programs (WASI components)? They are jailed more tightly than models.",
+        ),
+        (
+            "guest_price",
+            format!("\"{DEFAULT_GUEST_PRICE}\""),
+            "Price of a component's own time, in dollars per hour; the models it calls cost `price`.",
+        ),
+        (
+            "load_price",
+            format!("\"{DEFAULT_LOAD_PRICE}\""),
+            "Price of compiling a component that is new here and of loading its models, in dollars per hour.",
+        ),
+        (
+            "guest_memory_mib",
+            DEFAULT_GUEST_MEMORY_MIB.to_string(),
+            "The most memory a component may have, in MiB.",
         ),
         ("device", "\"auto\"".into(), "What models run on: \"auto\", \"cpu\" or \"cuda:N\"."),
         ("threads", "4".into(), "CPU threads of each worker. Without this line: all cores."),
@@ -330,7 +373,7 @@ mod tests {
         assert!(parse(&template()).is_ok());
         let is_setting = |line: &&str| line.contains(" = ");
         let settings: Vec<_> = template().lines().filter(is_setting).map(|l| l[2..].to_owned()).collect();
-        assert_eq!(settings.len(), 10);
+        assert_eq!(settings.len(), 14);
         let config = parse(&settings.join("\n")).unwrap();
         let defaults = Config { threads: Some(4), ..Config::default() };
         assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
@@ -346,6 +389,7 @@ mod tests {
             ("queue = 4\nprice = \"cheap\"", 2, "price"),
             ("queue = 65", 1, "`queue`: must be 0 to 64; it is 65"),
             ("queue = -1", 1, "queue"),
+            ("guest_memory_mib = 0", 1, "guest_memory_mib"),
             ("models = []", 1, "models"),
             ("device = \"tpu\"", 1, "device"),
             ("listen = [\"localhost:80\"]", 1, "listen"),

@@ -1,8 +1,8 @@
-//! The local socket through which `status` and `ledger` ask a running `potluckd`.
+//! The local socket through which the owner's commands reach a running `potluckd`.
 //!
 //! Owns: `control.sock` (mode 0600 in a folder of mode 0700), one JSON object a line each way. Never:
-//! changes anything: it only answers. Called by [`crate::provider`] (server) and the commands
-//! (client). Ends with the provider; a file that a killed process left is replaced.
+//! changes anything itself ([`crate::pausing`] does), or hears anybody but the folder's owner. Called by
+//! [`crate::provider`] (server) and the commands (client). Ends with the provider; a file that a killed process left is replaced.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::desk::Desk;
 use crate::error::CommandError;
+use crate::owner::Haste;
+use crate::pausing::Pausing;
 use crate::status;
 
 /// The socket's name in the state folder.
@@ -33,6 +35,8 @@ const MAX_QUESTION_BYTES: u64 = 1_024;
 const MAX_ANSWER_BYTES: u64 = 8 << 20;
 /// One question and its answer take no longer.
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(5);
+/// The same for a pause (jobs settle) and a resume (models are loaded), whose own waits are shorter.
+const CHANGE_WITHIN: Duration = Duration::from_secs(45);
 /// Questions at once.
 const MAX_ASKERS: usize = 8;
 
@@ -49,6 +53,32 @@ pub enum Question {
         /// At most so many.
         limit: usize,
     },
+    /// Take the machine back.
+    Pause {
+        /// Stop running jobs.
+        now: bool,
+        /// Lend it again after so many milliseconds.
+        for_ms: Option<u64>,
+    },
+    /// Lend the machine again.
+    Resume,
+}
+
+impl Question {
+    fn within(self) -> Duration {
+        match self {
+            Self::Status | Self::Balance | Self::Receipts { .. } => EXCHANGE_WITHIN,
+            Self::Pause { .. } | Self::Resume => CHANGE_WITHIN,
+        }
+    }
+}
+
+/// What answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) network: Network,
+    pub(crate) pausing: Arc<Pausing>,
 }
 
 /// The server's end.
@@ -78,7 +108,7 @@ impl Control {
     }
 
     /// Answers until `stop`, then removes the socket.
-    pub async fn serve(self, desk: Arc<Desk>, network: Network, stop: CancellationToken) {
+    pub(crate) async fn serve(self, asked: Asked, stop: CancellationToken) {
         let askers = Arc::new(Semaphore::new(MAX_ASKERS));
         loop {
             let stream = tokio::select! {
@@ -96,13 +126,10 @@ impl Control {
                 },
             };
             let Ok(permit) = Arc::clone(&askers).try_acquire_owned() else { continue };
-            let (desk, network, started) = (Arc::clone(&desk), network.clone(), self.started);
+            let (asked, started) = (asked.clone(), self.started);
             tokio::spawn(async move {
-                let exchange = exchange(stream, &desk, &network, started);
-                match timeout(EXCHANGE_WITHIN, exchange).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "control exchange failed"),
-                    Err(_) => tracing::debug!("control exchange took too long"),
+                if let Err(error) = exchange(stream, &asked, started).await {
+                    tracing::debug!(%error, "control exchange failed");
                 }
                 drop(permit);
             });
@@ -113,28 +140,33 @@ impl Control {
     }
 }
 
-async fn exchange(
-    stream: UnixStream,
-    desk: &Desk,
-    network: &Network,
-    started: Instant,
-) -> std::io::Result<()> {
+async fn exchange(stream: UnixStream, asked: &Asked, started: Instant) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(MAX_QUESTION_BYTES)).read_line(&mut line).await?;
-    let answer = match serde_json::from_str(&line) {
-        Ok(Question::Status) => Ok(status::of(desk, network, started).await),
-        Ok(Question::Balance) => report::balance(desk.ledger(), desk.me()),
-        Ok(Question::Receipts { limit }) => {
+    let mut reader = tokio::io::BufReader::new(reader.take(MAX_QUESTION_BYTES));
+    timeout(EXCHANGE_WITHIN, reader.read_line(&mut line)).await??;
+    let answer = match serde_json::from_str::<Question>(&line) {
+        Ok(question) => timeout(question.within(), answer(question, asked, started)).await?,
+        Err(error) => json!({"error": format!("not a question: {error}")}),
+    };
+    timeout(EXCHANGE_WITHIN, write_line(&mut writer, &answer)).await?
+}
+
+async fn answer(question: Question, asked: &Asked, started: Instant) -> Value {
+    let Asked { desk, network, pausing } = asked;
+    let answer = match question {
+        Question::Status => Ok(status::of(desk, network, started).await),
+        Question::Balance => report::balance(desk.ledger(), desk.me()),
+        Question::Receipts { limit } => {
             report::receipts(desk.ledger(), limit).map(|all| json!({"receipts": all}))
         }
-        Err(error) => {
-            let text = json!({"error": format!("not a question: {error}")});
-            return write_line(&mut writer, &text).await;
+        Question::Pause { now, for_ms } => {
+            let haste = if now { Haste::Now } else { Haste::Finish };
+            Ok(json!(pausing.pause(haste, for_ms.map(Duration::from_millis)).await))
         }
+        Question::Resume => Ok(json!(pausing.resume().await)),
     };
-    let answer = answer.unwrap_or_else(|error| json!({"error": error.to_string()}));
-    write_line(&mut writer, &answer).await
+    answer.unwrap_or_else(|error| json!({"error": error.to_string()}))
 }
 
 async fn write_line(writer: &mut (impl tokio::io::AsyncWrite + Unpin), value: &Value) -> std::io::Result<()> {
@@ -165,7 +197,7 @@ pub fn ask(state_dir: &Path, question: Question) -> Result<Option<Value>, Comman
 }
 
 fn ask_on(mut stream: StdUnixStream, question: Question) -> std::io::Result<String> {
-    stream.set_read_timeout(Some(EXCHANGE_WITHIN))?;
+    stream.set_read_timeout(Some(EXCHANGE_WITHIN + question.within()))?;
     stream.set_write_timeout(Some(EXCHANGE_WITHIN))?;
     let mut text = serde_json::to_string(&question)?;
     text.push('\n');

@@ -12,15 +12,18 @@ use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, ReadError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
-use potluck_protocol::offer::{Hardware, Offer, Protection};
+use potluck_protocol::offer::{GuestNeeds, Hardware, Offer};
 use potluck_protocol::sign::{SignError, Signable, Signed, Verified};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse, Refusal};
+use potluck_sandbox::protection::EffectiveProtection;
 
-use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Credit};
+use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Credit, Uses};
 use crate::clock::wall_now;
-use crate::pricing::{self, PriceList, QuoteCase};
+use crate::gate::Gate;
+use crate::guests::GuestHouse;
+use crate::pricing::{self, Display, PriceList, QuoteCase};
 use crate::quotes::{IssuedQuotes, QuoteGone};
-use crate::verify::{Between, SignedJob};
+use crate::verify::{Between, SignedJob, VerifiedJob};
 use crate::worker_slot::WorkerSlot;
 
 /// What the desk is set up with.
@@ -36,6 +39,12 @@ pub struct DeskSetup {
     pub policy: AdmissionPolicy,
     /// The models and their workers.
     pub slots: Vec<Arc<WorkerSlot>>,
+    /// Whether the machine is lent.
+    pub gate: Arc<Gate>,
+    /// How components are run, if they are.
+    pub guests: Option<GuestHouse>,
+    /// What stands between a job and this machine.
+    pub protection: EffectiveProtection,
 }
 
 /// Jobs since the start, for `status`.
@@ -45,6 +54,8 @@ pub struct JobCounts {
     pub done: AtomicU64,
     /// Ended in any other way after they were accepted.
     pub ended_early: AtomicU64,
+    /// Of those, the ones that were stopped for the owner and settled.
+    pub yielded: AtomicU64,
 }
 
 /// The front desk.
@@ -92,6 +103,18 @@ impl Desk {
         &self.setup.slots
     }
 
+    /// Whether the machine is lent.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.setup.gate
+    }
+
+    /// How components are run, if they are.
+    #[must_use]
+    pub fn guests(&self) -> Option<&GuestHouse> {
+        self.setup.guests.as_ref()
+    }
+
     /// What the owner asks.
     #[must_use]
     pub fn prices(&self) -> &PriceList {
@@ -107,7 +130,7 @@ impl Desk {
     /// Jobs admitted and not done with a worker.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.setup.slots.iter().map(|slot| lock(&self.book).waiting_for(slot.model().hash)).sum()
+        lock(&self.book).len()
     }
 
     /// Signs with our key.
@@ -118,22 +141,27 @@ impl Desk {
         self.setup.identity.signing_key().sign(body)
     }
 
-    /// Signs a new offer of every model that is ready; `None` while there is none.
+    /// Signs a new offer of every model that is ready; `None` while there is none, or the machine is not
+    /// lent.
     ///
     /// # Errors
     /// As [`Self::sign`].
     pub fn renew_offer(&self) -> Result<Option<Verified<Offer>>, SignError> {
-        let ready: Vec<_> = self.setup.slots.iter().filter_map(|slot| slot.ready()).collect();
+        let lent = self.gate().owner().admits();
+        let ready: Vec<_> =
+            self.setup.slots.iter().filter(|_| lent).filter_map(|slot| slot.ready()).collect();
         let Some(hardware) = ready.first().map(|ready| ready.hardware.clone()) else {
             *lock(&self.offer) = None;
             return Ok(None);
         };
-        let wares: Vec<_> = ready.into_iter().map(|ready| ready.ware).collect();
+        let display = Display {
+            wares: ready.into_iter().map(|ready| ready.ware).collect(),
+            hardware,
+            protection: self.protection().level(),
+            guests: self.setup.guests.as_ref().map(|guests| (guests.runtime(), guests.memory_mib())),
+        };
         let last = lock(&self.offer).as_ref().map_or(0, |offer| offer.body().epoch);
-        let now = wall_now();
-        let body =
-            pricing::offer(self.me(), &self.setup.prices, &wares, hardware, Protection::None, last, now);
-        let offer = self.sign(body)?;
+        let offer = self.sign(pricing::offer(self.me(), &self.setup.prices, display, last, wall_now()))?;
         *lock(&self.offer) = Some(offer.clone());
         Ok(Some(offer))
     }
@@ -141,10 +169,12 @@ impl Desk {
     /// Answers one question of `renter`; `None` when the answer cannot be encoded.
     #[must_use]
     pub fn answer(&self, renter: PeerId, question: &[u8]) -> Option<Vec<u8>> {
-        let response = match wire::decode::<QuoteRequest>(question) {
-            Ok(QuoteRequest::Offer) => self.answer_offer(),
-            Ok(QuoteRequest::Quote { model }) => self.answer_quote(renter, model),
-            Err(error) => refused(RefusalCode::Malformed, error.to_string()),
+        let response = match (wire::decode::<QuoteRequest>(question), self.gate().refusal()) {
+            (Err(error), _) => refused(RefusalCode::Malformed, error.to_string()),
+            (Ok(_), Some(refusal)) => QuoteResponse::Refused(refusal),
+            (Ok(QuoteRequest::Offer), None) => self.answer_offer(),
+            (Ok(QuoteRequest::Quote { model }), None) => self.answer_quote(renter, model),
+            (Ok(QuoteRequest::Exec { component, needs }), None) => self.answer_exec(renter, component, needs),
         };
         wire::encode(&response).ok()
     }
@@ -163,14 +193,67 @@ impl Desk {
         let Some(ready) = slot.ready() else {
             return refused(RefusalCode::Busy, "the model is not in memory yet");
         };
+        self.quote(renter, model, None, ready.hardware)
+    }
+
+    fn answer_exec(&self, renter: PeerId, component: ContentHash, needs: GuestNeeds) -> QuoteResponse {
+        if let Err(error) = needs.check() {
+            return refused(RefusalCode::Malformed, error.to_string());
+        }
+        if let Err(refusal) = self.can_run(&needs) {
+            return QuoteResponse::Refused(refusal);
+        }
+        let hardware = self.setup.slots.iter().find_map(|slot| slot.ready()).map(|ready| ready.hardware);
+        match hardware {
+            Some(hardware) => self.quote(renter, component, Some(needs), hardware),
+            None => refused(RefusalCode::Busy, "no model is in memory yet"),
+        }
+    }
+
+    /// Can a component with such needs run here?
+    fn can_run(&self, needs: &GuestNeeds) -> Result<(), Refusal> {
+        let no = |why: String| Err(Refusal::new(RefusalCode::NoGuests, why));
+        let Some(guests) = &self.setup.guests else {
+            return no("components are not run here".into());
+        };
+        let most = guests.memory_mib();
+        if needs.memory_mib > most {
+            return no(format!(
+                "components get at most {most} MiB here; {} were asked for",
+                needs.memory_mib
+            ));
+        }
+        match needs.models.iter().find(|model| self.slot(**model).is_none()) {
+            Some(model) => {
+                Err(Refusal::new(RefusalCode::UnknownModel, format!("{model} is not served here")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What stands between a job and this machine.
+    #[must_use]
+    pub fn protection(&self) -> &EffectiveProtection {
+        &self.setup.protection
+    }
+
+    fn quote(
+        &self,
+        renter: PeerId,
+        runs: ContentHash,
+        guest: Option<GuestNeeds>,
+        hardware: Hardware,
+    ) -> QuoteResponse {
+        let uses = if guest.is_some() { Uses::All } else { Uses::Model(runs) };
         let case = QuoteCase {
             provider: self.me(),
             renter,
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
-            model,
-            hardware: ready.hardware,
-            protection: Protection::None,
-            ahead: self.waiting_for(model),
+            runs,
+            guest,
+            hardware,
+            protection: self.protection().level(),
+            ahead: u32::try_from(lock(&self.book).waiting_for(uses)).unwrap_or(u32::MAX),
         };
         match self.sign(pricing::quote(&self.setup.prices, case, wall_now())) {
             Ok(quote) => {
@@ -181,10 +264,6 @@ impl Desk {
         }
     }
 
-    fn waiting_for(&self, model: ContentHash) -> u32 {
-        u32::try_from(lock(&self.book).waiting_for(model)).unwrap_or(u32::MAX)
-    }
-
     /// Verifies and admits a job that `renter` sent.
     ///
     /// # Errors
@@ -192,8 +271,12 @@ impl Desk {
     pub fn take(self: &Arc<Self>, renter: PeerId, job: SignedJob) -> Result<(AdmittedJob, Place), Refusal> {
         let between = Between { provider: self.me(), renter, now: wall_now() };
         let verified = job.verify(between).map_err(|error| error.refusal())?;
-        if self.slot(verified.model()).is_none() {
-            return Err(Refusal::new(RefusalCode::UnknownModel, "the model is not served here any more"));
+        match verified.guest() {
+            Some(needs) => self.can_run(needs)?,
+            None if self.slot(verified.model()).is_none() => {
+                return Err(Refusal::new(RefusalCode::UnknownModel, "the model is not served here any more"));
+            }
+            None => {}
         }
         let ledger = &self.setup.ledger;
         if ledger.has_lane(&verified.contract().lane).map_err(unreadable)? {
@@ -202,10 +285,19 @@ impl Desk {
         lock(&self.quotes).redeem(&verified.signed_quote().digest(), Instant::now()).map_err(quote_gone)?;
         let standing = ledger.standing(renter).map_err(unreadable)?;
         let credit = Credit { balance: standing.balance, open_caps: standing.open_caps };
-        let admitted =
-            lock(&self.book).admit(verified, credit).map_err(|not_admitted| not_admitted.refusal())?;
+        let admitted = self.admit(verified, credit)?;
         let place = Place { desk: Arc::clone(self), ticket: admitted.ticket() };
         Ok((admitted, place))
+    }
+
+    /// The gate is asked with the book locked: a job is either refused, or seen by whoever closed the
+    /// gate and then looks for running jobs.
+    fn admit(&self, job: VerifiedJob, credit: Credit) -> Result<AdmittedJob, Refusal> {
+        let mut book = lock(&self.book);
+        if let Some(refusal) = self.gate().refusal() {
+            return Err(refusal);
+        }
+        book.admit(job, credit).map_err(|not_admitted| not_admitted.refusal())
     }
 }
 
@@ -255,6 +347,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.desk.book).release(self.ticket);
+        self.desk.gate().place_left();
     }
 }
 

@@ -19,19 +19,18 @@ use potluck_protocol::job::{FinishReason, JobSpec};
 use potluck_protocol::limits::HEARTBEAT_MS;
 use potluck_protocol::settle::{CloseReason, Phase};
 use potluck_protocol::wire::{ProviderFrame, Refusal, RenterFrame};
-use potluck_sandbox::engine::GenerateError;
-use potluck_sandbox::supervisor::{Run, RunError, RunEvent};
 use tokio::time::sleep_until;
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_now;
 use crate::desk::{Desk, Place};
 use crate::frames::JobWire;
-use crate::intake::{AcceptedJob, NotTaken, take_job};
+use crate::gate::{YieldSignal, owner_needs_it};
+use crate::intake::{AcceptedJob, ExecOrder, NotTaken, Task, take_job};
+use crate::labour::{Labour, LabourEvent, Setback};
 use crate::metered::{AccountFault, Closed, Ending, MeteredRun};
 use crate::report::Reporter;
 use crate::verify::started_late;
-use crate::worker_slot::{Lease, WorkerSlot};
+use crate::worker_slot::Lease;
 
 /// A voucher that is not here by then does not come.
 const VOUCHER_WITHIN: Duration = Duration::from_secs(10);
@@ -44,15 +43,19 @@ const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_MS);
 const NO_FRAME_DUE: Duration = Duration::from_secs(86_400);
 
 /// Serves one job stream to its end.
-pub async fn serve(desk: Arc<Desk>, mut wire: JobWire, stop: CancellationToken, reporter: Reporter) {
+pub async fn serve(desk: Arc<Desk>, mut wire: JobWire, stop: YieldSignal, reporter: Reporter) {
     let peer = wire.peer();
     match take_job(&desk, &mut wire, &stop).await {
         Ok(job) => {
+            let _open = desk.gate().job_opened();
             reporter.job_accepted(job.admitted.verified().contract().lane);
             let closed = drive(&desk, wire, job, &stop).await;
             let completed = closed.reason == CloseReason::Completed;
             let counter = if completed { &desk.counts.done } else { &desk.counts.ended_early };
             counter.fetch_add(1, Ordering::Relaxed);
+            if closed.reason == CloseReason::OwnerYield {
+                desk.counts.yielded.fetch_add(1, Ordering::Relaxed);
+            }
             reporter.job_closed(&closed);
         }
         Err(NotTaken::Refused(refusal)) => {
@@ -63,13 +66,13 @@ pub async fn serve(desk: Arc<Desk>, mut wire: JobWire, stop: CancellationToken, 
     }
 }
 
-async fn drive(desk: &Arc<Desk>, wire: JobWire, job: AcceptedJob, stop: &CancellationToken) -> Closed {
-    let AcceptedJob { admitted, place, spec } = job;
+async fn drive(desk: &Arc<Desk>, wire: JobWire, job: AcceptedJob, stop: &YieldSignal) -> Closed {
+    let AcceptedJob { admitted, place, task } = job;
     let books = MeteredRun::open(Arc::clone(desk), &admitted, Instant::now());
-    let mut driver = Driver { wire, books, stop, cancelled_at: None };
-    let ending = match desk.slot(spec.model) {
-        Some(slot) => driver.queue_and_run(slot, place, &spec).await,
-        None => worker_failed("the model is not served any more"),
+    let mut driver = Driver { wire, books, stop, cancelled_at: None, works: Phase::Run, stalled: false };
+    let ending = match task {
+        Task::Generate(spec) => driver.generate(desk, place, &spec).await,
+        Task::Exec(order) => driver.exec(desk, place, *order).await,
     };
     let ending = driver.settle(ending).await;
     driver.books.close(driver.wire, ending).await
@@ -78,9 +81,13 @@ async fn drive(desk: &Arc<Desk>, wire: JobWire, job: AcceptedJob, stop: &Cancell
 struct Driver<'a> {
     wire: JobWire,
     books: MeteredRun,
-    stop: &'a CancellationToken,
+    stop: &'a YieldSignal,
     /// When the worker was told to stop.
     cancelled_at: Option<Instant>,
+    /// What the work's time is billed as.
+    works: Phase,
+    /// Is the work held up until a voucher comes?
+    stalled: bool,
 }
 
 /// What happened next.
@@ -89,19 +96,18 @@ enum Step {
     Tick,
     Frame(RenterFrame),
     Fault(AccountFault),
-    Event(Result<Option<RunEvent>, RunError>),
+    Event(Result<Option<LabourEvent>, Setback>),
 }
 
 impl Driver<'_> {
-    async fn queue_and_run(&mut self, slot: &Arc<WorkerSlot>, place: Place, spec: &JobSpec) -> Ending {
-        let mut lease = match self.wait_turn(slot, &place).await {
+    async fn generate(&mut self, desk: &Arc<Desk>, place: Place, spec: &JobSpec) -> Ending {
+        let Some(slot) = desk.slot(spec.model) else {
+            return worker_failed("the model is not served any more");
+        };
+        let mut lease = match self.wait_turn(slot.lease(), &place).await {
             Ok(lease) => lease,
             Err(ending) => return ending,
         };
-        if started_late(self.books.contract(), wall_now()) {
-            let why = "the job's turn came after its start deadline";
-            return Ending::failed(CloseReason::ProviderFailed, RefusalCode::Expired, why);
-        }
         let (ending, sound) = self.run(&mut lease, spec).await;
         if !sound {
             lease.discard();
@@ -111,17 +117,43 @@ impl Driver<'_> {
         ending
     }
 
-    /// Waits for the worker, first come, first served; free of charge.
-    async fn wait_turn(&mut self, slot: &Arc<WorkerSlot>, place: &Place) -> Result<Lease, Ending> {
-        let lease = slot.lease();
+    /// A component has the device to itself: every worker is held and idle while it runs.
+    async fn exec(&mut self, desk: &Arc<Desk>, place: Place, order: ExecOrder) -> Ending {
+        let Some(guests) = desk.guests() else {
+            return worker_failed("components are not run any more");
+        };
+        let all = async {
+            let mut leases = Vec::new();
+            // Always in one order, so that two such jobs cannot wait for each other.
+            for slot in desk.slots() {
+                leases.push(slot.lease().await);
+            }
+            leases
+        };
+        let leases = match self.wait_turn(all, &place).await {
+            Ok(leases) => leases,
+            Err(ending) => return ending,
+        };
+        self.enter(Phase::Load);
+        let mut run = guests.start(desk.slots(), order);
+        let outcome = self.follow(&mut run).await;
+        self.books.stop_clock(self.worked_until());
+        run.end().await;
+        drop(leases);
+        drop(place);
+        outcome.unwrap_or_else(|broken| broken.ending)
+    }
+
+    /// Waits for the turn that `lease` gives, first come, first served; free of charge.
+    async fn wait_turn<T>(&mut self, lease: impl Future<Output = T>, place: &Place) -> Result<T, Ending> {
         tokio::pin!(lease);
-        loop {
+        let lease = loop {
             self.say_phase(Phase::Queued, place.ahead()).await?;
             let next = Instant::now() + HEARTBEAT;
             let step = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Step::Stop,
-                lease = &mut lease => return Ok(lease),
+                lease = &mut lease => break lease,
                 frame = self.wire.receive(NO_FRAME_DUE) => frame_step(frame),
                 () = sleep_until(next.into()) => Step::Tick,
             };
@@ -132,28 +164,45 @@ impl Driver<'_> {
                 Step::Fault(fault) => return Err(Ending::of_fault(&fault)),
                 Step::Tick | Step::Event(_) => {}
             }
+        };
+        if started_late(self.books.contract(), wall_now()) {
+            let why = "the job's turn came after its start deadline";
+            return Err(Ending::failed(CloseReason::ProviderFailed, RefusalCode::Expired, why));
         }
+        Ok(lease)
     }
 
     /// Runs the job; also says whether the worker is fit for the next one.
     async fn run(&mut self, lease: &mut Lease, spec: &JobSpec) -> (Ending, bool) {
         let Some(worker) = lease.worker() else {
-            return (worker_failed("the worker is being started anew"), true);
+            let ending = match self.stop.killed_at() {
+                Some(_) => yielded(),
+                None => worker_failed("the worker is being started anew"),
+            };
+            return (ending, true);
         };
-        self.books.clock.enter(Phase::Run, Instant::now());
+        self.enter(Phase::Run);
         let outcome = match worker.generate(spec).await {
             Ok(mut run) => self.follow(&mut run).await,
-            Err(error) => Err(self.run_failed(&error)),
+            Err(error) => Err(self.set_back(error.into())),
         };
-        self.books.clock.enter(Phase::Stalled, Instant::now());
+        self.books.stop_clock(self.worked_until());
         match outcome {
             Ok(ending) => (ending, true),
             Err(Broken { ending, sound }) => (ending, sound),
         }
     }
 
+    /// The work's time is `phase`'s from now on; at once, unless a voucher is waited for.
+    fn enter(&mut self, phase: Phase) {
+        self.works = phase;
+        if self.cancelled_at.is_none() && !self.stalled {
+            self.books.clock.enter(phase, Instant::now());
+        }
+    }
+
     /// Follows a run until the worker is done with it.
-    async fn follow(&mut self, run: &mut Run<'_>) -> Result<Ending, Broken> {
+    async fn follow(&mut self, run: &mut impl Labour) -> Result<Ending, Broken> {
         let mut ending: Option<Ending> = None;
         loop {
             let tick = self.next_tick(Instant::now());
@@ -173,13 +222,13 @@ impl Driver<'_> {
                 Step::Fault(fault) => Some(Ending::of_fault(&fault)),
                 Step::Event(Ok(Some(event))) => match self.event(event).await {
                     Ok(None) => None,
-                    Ok(Some(finish)) => return Ok(ending.unwrap_or(Ending::completed(finish))),
+                    Ok(Some(done)) => return Ok(ending.unwrap_or(done)),
                     Err(fault) => Some(Ending::of_fault(&fault)),
                 },
                 Step::Event(Ok(None)) => return Err(broken("the worker ended the job without a word")),
-                Step::Event(Err(error)) => match ending {
-                    Some(ending) => return Err(Broken { ending, sound: is_sound(&error) }),
-                    None => return Err(self.run_failed(&error)),
+                Step::Event(Err(setback)) => match ending {
+                    Some(ending) => return Err(Broken { ending, sound: setback.sound }),
+                    None => return Err(self.set_back(setback)),
                 },
             };
             if let Some(decided) = decided
@@ -192,16 +241,21 @@ impl Driver<'_> {
     }
 
     /// The worker's time ends here, whatever it still does.
-    fn cancel(&mut self, run: &mut Run<'_>) {
+    fn cancel(&mut self, run: &mut impl Labour) {
         let now = Instant::now();
-        self.books.clock.enter(Phase::Stalled, now);
+        self.books.stop_clock(self.worked_until());
         if self.cancelled_at.is_none() {
             self.cancelled_at = Some(now);
             // A paused worker hears a cancel too.
-            if let Err(error) = run.cancel() {
-                tracing::debug!(job = %self.books.lane_id(), %error, "cancel not delivered");
+            if let Err(setback) = run.cancel() {
+                tracing::debug!(job = %self.books.lane_id(), why = setback.why, "cancel not delivered");
             }
         }
+    }
+
+    /// Until when the worker can have worked: now, unless it was killed before.
+    fn worked_until(&self) -> Instant {
+        self.stop.killed_at().unwrap_or_else(Instant::now)
     }
 
     /// The next instant at which something is due.
@@ -211,8 +265,7 @@ impl Driver<'_> {
         }
         let (books, account) = (&self.books, self.books.account());
         let terms = &books.contract().terms;
-        let load = books.clock.usage(now).load;
-        let limit = books.clock.reaches(load.saturating_add(books.run_limit(now)), now);
+        let limit = books.ends_at(now);
         let due = match books.waiting_since() {
             Some(since) => {
                 let stall = books.clock.reaches(account.paid().total().saturating_add(terms.window), now);
@@ -225,7 +278,7 @@ impl Driver<'_> {
     }
 
     /// Does what is due; says so when the job must end.
-    async fn tick(&mut self, run: &mut Run<'_>) -> Result<Option<Ending>, Broken> {
+    async fn tick(&mut self, run: &mut impl Labour) -> Result<Option<Ending>, Broken> {
         let now = Instant::now();
         if let Some(at) = self.cancelled_at {
             let stuck = now >= at + CANCEL_WITHIN;
@@ -235,14 +288,14 @@ impl Driver<'_> {
             return Ok(Some(voucher_missing()));
         }
         let usage = self.books.clock.usage(now);
-        if usage.run >= self.books.run_limit(now) {
+        if self.books.is_used_up(now) {
             return Ok(Some(Ending::stopped(CloseReason::LimitReached, None)));
         }
-        let running = self.books.clock.phase() == Phase::Run;
-        if running && self.books.account().must_stall(usage) {
+        if !self.stalled && self.books.account().must_stall(usage) {
+            self.stalled = true;
             self.books.clock.enter(Phase::Stalled, now);
-            if let Err(error) = run.pause() {
-                return Err(self.run_failed(&error));
+            if let Err(setback) = run.pause() {
+                return Err(self.set_back(setback));
             }
             return Ok(self.say_phase(Phase::Stalled, 0).await.err());
         }
@@ -258,20 +311,21 @@ impl Driver<'_> {
     }
 
     /// Takes a renter's frame while the job runs.
-    async fn frame(&mut self, run: &mut Run<'_>, frame: RenterFrame) -> Option<Ending> {
+    async fn frame(&mut self, run: &mut impl Labour, frame: RenterFrame) -> Option<Ending> {
         match frame {
             RenterFrame::Voucher(voucher) => {
                 if let Err(fault) = self.books.paid(&mut self.wire, *voucher).await {
                     return Some(Ending::of_fault(&fault));
                 }
                 let now = Instant::now();
-                let stalled = self.cancelled_at.is_none() && self.books.clock.phase() == Phase::Stalled;
+                let stalled = self.cancelled_at.is_none() && self.stalled;
                 if stalled && !self.books.account().must_stall(self.books.clock.usage(now)) {
-                    if let Err(error) = run.resume() {
-                        return Some(self.run_failed(&error).ending);
+                    if let Err(setback) = run.resume() {
+                        return Some(self.set_back(setback).ending);
                     }
-                    self.books.clock.enter(Phase::Run, now);
-                    return self.say_phase(Phase::Run, 0).await.err();
+                    self.stalled = false;
+                    self.books.clock.enter(self.works, now);
+                    return self.say_phase(self.works, 0).await.err();
                 }
                 None
             }
@@ -280,24 +334,44 @@ impl Driver<'_> {
         }
     }
 
-    /// Passes the worker's word on; the finish when that was the last.
-    async fn event(&mut self, event: RunEvent) -> Result<Option<FinishReason>, AccountFault> {
-        match event {
-            RunEvent::Started { prompt_tokens } => {
+    /// Passes the work's word on; how the job ended when that was the last.
+    async fn event(&mut self, event: LabourEvent) -> Result<Option<Ending>, AccountFault> {
+        let frame = match event {
+            LabourEvent::Enters(phase) => {
+                let told = self.works != phase && !self.stalled;
+                self.enter(phase);
+                // Only the two long phases are told: a component's calls may be thousands a second.
+                if !told || phase == Phase::Run {
+                    return Ok(None);
+                }
+                ProviderFrame::Phase { phase, ahead: 0 }
+            }
+            LabourEvent::Started { prompt_tokens } => {
                 self.books.started(prompt_tokens);
-                self.wire.send(&ProviderFrame::Started { prompt_tokens }).await?;
-                Ok(None)
+                ProviderFrame::Started { prompt_tokens }
             }
-            RunEvent::Output { tokens, text } => {
+            LabourEvent::Output { tokens, text } => {
                 self.books.produced(&tokens);
-                self.wire.send(&ProviderFrame::Output { tokens, text }).await?;
-                Ok(None)
+                ProviderFrame::Output { tokens, text }
             }
-            RunEvent::Finished { reason, .. } => {
+            LabourEvent::Progress { permille, note } => ProviderFrame::Progress { permille, note },
+            LabourEvent::Log(bytes) => ProviderFrame::Log(bytes),
+            LabourEvent::Part(bytes) => {
+                self.books.produced_part(&bytes);
+                ProviderFrame::OutputPart(bytes)
+            }
+            LabourEvent::Finished(finish) => {
                 self.books.clock.enter(Phase::Stalled, Instant::now());
-                Ok(Some(reason))
+                return Ok(Some(Ending::completed(finish)));
             }
-        }
+            LabourEvent::GuestFailed { why } => {
+                self.books.clock.enter(Phase::Stalled, Instant::now());
+                let refusal = Some(Refusal::new(RefusalCode::GuestFailed, why));
+                return Ok(Some(Ending { refusal, ..Ending::completed(FinishReason::Failed) }));
+            }
+        };
+        self.wire.send(&frame).await?;
+        Ok(None)
     }
 
     /// Claims what is left, waits for its voucher, and says how the job ends then.
@@ -345,16 +419,13 @@ impl Driver<'_> {
             .map_err(|fault| Ending::of_fault(&AccountFault::Stream(fault)))
     }
 
-    fn run_failed(&self, error: &RunError) -> Broken {
-        tracing::warn!(job = %self.books.lane_id(), %error, "run failed");
-        let (reason, code) = match error {
-            RunError::Job(GenerateError::PromptTooLong { .. }) => {
-                (CloseReason::RenterFailed, RefusalCode::PromptTooLong)
-            }
-            RunError::InvalidJob(_) => (CloseReason::RenterFailed, RefusalCode::Malformed),
-            _ => (CloseReason::ProviderFailed, RefusalCode::WorkerFailed),
-        };
-        Broken { ending: Ending::failed(reason, code, error.to_string()), sound: is_sound(error) }
+    fn set_back(&self, setback: Setback) -> Broken {
+        if self.stop.killed_at().is_some() && !setback.sound {
+            return Broken { ending: yielded(), sound: false };
+        }
+        let Setback { reason, code, why, sound } = setback;
+        tracing::warn!(job = %self.books.lane_id(), why, "work failed");
+        Broken { ending: Ending::failed(reason, code, why), sound }
     }
 }
 
@@ -367,10 +438,6 @@ struct Broken {
 
 fn broken(why: &str) -> Broken {
     Broken { ending: worker_failed(why), sound: false }
-}
-
-fn is_sound(error: &RunError) -> bool {
-    matches!(error, RunError::Job(_) | RunError::InvalidJob(_))
 }
 
 /// Is the renter still worth listening to?
@@ -387,8 +454,7 @@ fn cancelled() -> Ending {
 }
 
 fn yielded() -> Ending {
-    let refusal = Refusal::new(RefusalCode::OwnerYield, "the owner wants the machine back");
-    Ending::stopped(CloseReason::OwnerYield, Some(refusal))
+    Ending::stopped(CloseReason::OwnerYield, Some(owner_needs_it()))
 }
 
 fn worker_failed(why: &str) -> Ending {

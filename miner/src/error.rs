@@ -12,10 +12,12 @@ use potluck_node::net::StartError;
 use potluck_node::state::StateError;
 use potluck_node::telemetry::TelemetryError;
 use potluck_sandbox::cpu::CpuError;
+use potluck_sandbox::jail::cuda::CudaError;
 use potluck_sandbox::supervisor::StartError as WorkerStartError;
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::guests::GuestHouseError;
 use crate::model_file::ModelError;
 use crate::models::PullError;
 
@@ -71,6 +73,36 @@ pub enum CommandError {
     NoWorkerProgram {
         /// Where it should be.
         path: PathBuf,
+        /// What it is called.
+        name: &'static str,
+        /// The environment variable that names another place.
+        variable: &'static str,
+    },
+    /// The jail is not what it must be. Fault: local.
+    #[error("this machine takes no strangers' work: {summary}")]
+    NoJail {
+        /// What is there and what is not.
+        summary: String,
+    },
+    /// The card cannot be taken into a jail. Fault: local.
+    #[error(transparent)]
+    Card(#[from] CudaError),
+    /// Components cannot be run. Fault: local.
+    #[error(transparent)]
+    Guests(#[from] GuestHouseError),
+    /// The doctor found something. Fault: local.
+    #[error("{failed} of {checks} checks failed: this machine takes no strangers' work until they pass")]
+    Unfit {
+        /// How many failed.
+        failed: usize,
+        /// How many there were.
+        checks: usize,
+    },
+    /// The self-test did not pass. Fault: local.
+    #[error("the self-test failed: {what}")]
+    SelfTest {
+        /// What happened.
+        what: String,
     },
     /// Nothing runs with this state folder.
     #[error("no potluckd runs with {}", state_dir.display())]
@@ -84,6 +116,9 @@ pub enum CommandError {
         /// What happened.
         why: String,
     },
+    /// A killed worker does not end.
+    #[error("the machine is not free yet: a killed worker does not end")]
+    NotFreed,
     /// The system refused something basic. Fault: local.
     #[error("cannot {doing}: {source}")]
     System {
@@ -113,7 +148,13 @@ impl CommandError {
             | Self::Pull(_)
             | Self::Worker { .. }
             | Self::NoWorkerProgram { .. }
+            | Self::NoJail { .. }
+            | Self::Card(_)
+            | Self::Guests(_)
+            | Self::Unfit { .. }
+            | Self::SelfTest { .. }
             | Self::NotRunning { .. }
+            | Self::NotFreed
             | Self::Control { .. } => 1,
         }
     }
@@ -127,8 +168,13 @@ impl CommandError {
             Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::LedgerRead(_) => "state",
             Self::Model(_) | Self::Pull(_) => "model",
             Self::Network(_) => "network",
-            Self::Worker { .. } | Self::NoWorkerProgram { .. } => "worker",
+            Self::Worker { .. } | Self::NoWorkerProgram { .. } | Self::Guests(_) => "worker",
+            Self::NoJail { .. } => "no_jail",
+            Self::Card(_) => "card",
+            Self::Unfit { .. } => "unfit",
+            Self::SelfTest { .. } => "self_test",
             Self::NotRunning { .. } => "not_running",
+            Self::NotFreed => "not_freed",
             Self::Control { .. } => "control",
             Self::System { .. } => "system",
         }
@@ -147,10 +193,21 @@ impl CommandError {
             Self::Model(ModelError::Unknown(unknown)) | Self::Pull(PullError::Unknown(unknown)) => {
                 Some(format!("known models: {}", unknown.closest.join(", ")))
             }
-            Self::NoWorkerProgram { .. } => {
-                Some("install potluck-gpu-worker next to potluckd, or set POTLUCK_WORKER to its path".into())
+            Self::NoWorkerProgram { name, variable, .. } => {
+                Some(format!("install {name} next to potluckd, or set {variable} to its path"))
             }
+            Self::NoJail { .. } => Some(
+                "`potluckd doctor` says what helps. --unsafe-no-jail serves without a jail: your files are then \
+                 open to strangers' work, the offer says so, and renters refuse it unless they ask for it"
+                    .into(),
+            ),
+            Self::Guests(_) => Some("`guests = false` in potluckd.toml serves models only".into()),
             Self::NotRunning { .. } => Some("start it with `potluckd run`".into()),
+            Self::NotFreed => Some(
+                "no job is taken any more; the device's driver holds the process. Run `potluckd pause --now` \
+                 again, or restart the machine"
+                    .into(),
+            ),
             _ => None,
         }
     }

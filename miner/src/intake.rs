@@ -8,21 +8,25 @@ use std::time::Duration;
 
 use potluck_node::ledger::{AppendError, Record};
 use potluck_protocol::fault::RefusalCode;
-use potluck_protocol::job::{JobSpec, job_digest};
+use potluck_protocol::id::ContentHash;
+use potluck_protocol::job::{ExecSpec, Job, JobSpec, job_digest};
 use potluck_protocol::settle::Accept;
+use potluck_protocol::unit::GpuMillis;
 use potluck_protocol::wire::{ProviderFrame, Refusal, RenterFrame};
 use thiserror::Error;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::admission::AdmittedJob;
 use crate::clock::wall_now;
 use crate::desk::{Desk, Place, boxed};
 use crate::frames::{JobWire, StreamFault};
+use crate::gate::{YieldSignal, owner_needs_it};
 use crate::verify::SignedJob;
 
 /// The first frame and the whole job must be here within this time.
 const INTAKE_WITHIN: Duration = Duration::from_secs(30);
+/// A component may take longer: a renter that sends slower than this keeps others waiting.
+const SLOWEST_BYTES_PER_SECOND: u64 = 262_144;
 /// The longest silence before the job is here.
 const FRAME_WITHIN: Duration = Duration::from_secs(10);
 
@@ -45,7 +49,29 @@ pub struct AcceptedJob {
     /// Holds its place in the queue.
     pub place: Place,
     /// What is asked.
-    pub spec: JobSpec,
+    pub task: Task,
+}
+
+/// What is asked of the workers.
+#[derive(Debug)]
+pub enum Task {
+    /// An answer of a model.
+    Generate(JobSpec),
+    /// A run of a component.
+    Exec(Box<ExecOrder>),
+}
+
+/// A component's run, with all that it takes.
+#[derive(Debug)]
+pub struct ExecOrder {
+    /// What the renter asks.
+    pub spec: ExecSpec,
+    /// The component, when it was not compiled here before.
+    pub component: Option<Vec<u8>>,
+    /// Its input.
+    pub input: Vec<u8>,
+    /// How long it may compute: the contract's longest time.
+    pub compute: Duration,
 }
 
 /// Reads, checks, admits, records and accepts a job.
@@ -56,12 +82,22 @@ pub struct AcceptedJob {
 pub async fn take_job(
     desk: &Arc<Desk>,
     wire: &mut JobWire,
-    stop: &CancellationToken,
+    stop: &YieldSignal,
 ) -> Result<AcceptedJob, NotTaken> {
     let late = |_| refused(RefusalCode::Malformed, "the job did not arrive in time");
-    let (admitted, place, spec) = tokio::select! {
-        () = stop.cancelled() => return Err(refused(RefusalCode::OwnerYield, "the provider is stopping")),
+    let (admitted, place, job) = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(NotTaken::Refused(owner_needs_it())),
         received = timeout(INTAKE_WITHIN, receive(desk, wire)) => received.map_err(late)??,
+    };
+    let task = match job {
+        Job::Generate(spec) => Task::Generate(spec),
+        Job::Exec(spec) => tokio::select! {
+            () = stop.cancelled() => return Err(NotTaken::Refused(owner_needs_it())),
+            order = receive_payload(desk, wire, spec, admitted.verified().contract().max_ms) => {
+                Task::Exec(Box::new(order?))
+            }
+        },
     };
     let accept = Accept {
         lane: admitted.verified().contract().lane,
@@ -79,10 +115,10 @@ pub async fn take_job(
     if let Err(error) = wire.send(&ProviderFrame::Accept(boxed(&accept))).await {
         tracing::debug!(job = %admitted.verified().contract().lane, %error, "accept not delivered");
     }
-    Ok(AcceptedJob { admitted, place, spec })
+    Ok(AcceptedJob { admitted, place, task })
 }
 
-async fn receive(desk: &Arc<Desk>, wire: &mut JobWire) -> Result<(AdmittedJob, Place, JobSpec), NotTaken> {
+async fn receive(desk: &Arc<Desk>, wire: &mut JobWire) -> Result<(AdmittedJob, Place, Job), NotTaken> {
     let RenterFrame::Open { contract, quote, job_bytes } = next(wire).await? else {
         return Err(refused(RefusalCode::Malformed, "a job begins with its contract"));
     };
@@ -92,12 +128,42 @@ async fn receive(desk: &Arc<Desk>, wire: &mut JobWire) -> Result<(AdmittedJob, P
     if job_digest(&bytes) != admitted.verified().contract().job {
         return Err(refused(RefusalCode::Malformed, "the job is not the one in the contract"));
     }
-    let spec =
-        JobSpec::from_bytes(&bytes).map_err(|error| refused(RefusalCode::Malformed, error.to_string()))?;
-    if spec.model != admitted.verified().model() {
-        return Err(refused(RefusalCode::QuoteMismatch, "the job is for another model than the quote"));
+    let job = Job::from_bytes(&bytes).map_err(|error| refused(RefusalCode::Malformed, error.to_string()))?;
+    let needs = match &job {
+        Job::Generate(_) => None,
+        Job::Exec(spec) => Some(spec.needs()),
+    };
+    if job.runs() != admitted.verified().model() || needs.as_ref() != admitted.verified().guest() {
+        return Err(refused(RefusalCode::QuoteMismatch, "the job is for something else than the quote"));
     }
-    Ok((admitted, place, spec))
+    Ok((admitted, place, job))
+}
+
+/// The component, unless it is known here, and its input: as the job announced them, to the byte.
+async fn receive_payload(
+    desk: &Desk,
+    wire: &mut JobWire,
+    spec: ExecSpec,
+    max_ms: GpuMillis,
+) -> Result<ExecOrder, NotTaken> {
+    let known = desk.guests().is_some_and(|guests| guests.is_compiled(spec.component));
+    wire.send(&ProviderFrame::Want { component: !known }).await?;
+    let component_bytes = if known { 0 } else { usize::try_from(spec.component_bytes).unwrap_or(usize::MAX) };
+    let input_bytes = usize::try_from(spec.input_bytes).unwrap_or(usize::MAX);
+    let total = u64::try_from(component_bytes.saturating_add(input_bytes)).unwrap_or(u64::MAX);
+    let within = INTAKE_WITHIN + Duration::from_secs(total / SLOWEST_BYTES_PER_SECOND);
+    let receive = async {
+        let component = receive_parts(wire, component_bytes).await?;
+        Ok::<_, NotTaken>((component, receive_parts(wire, input_bytes).await?))
+    };
+    let late = |_| refused(RefusalCode::Malformed, "the component did not arrive in time");
+    let (component, input) = timeout(within, receive).await.map_err(late)??;
+    let is = |bytes: &[u8], hash: ContentHash| ContentHash::of(bytes) == hash;
+    if !is(&input, spec.input) || (!known && !is(&component, spec.component)) {
+        return Err(refused(RefusalCode::Malformed, "the component or its input is not the one in the job"));
+    }
+    let compute = Duration::from_millis(max_ms.get());
+    Ok(ExecOrder { spec, component: (!known).then_some(component), input, compute })
 }
 
 /// The job's bytes: never more are held than the contract announced, which is within bounds.

@@ -11,7 +11,7 @@ use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
 use potluck_protocol::lane::{MeterError, ProviderLane, VoucherRefused};
-use potluck_protocol::output::OutputChain;
+use potluck_protocol::output::{OutputChain, Unit};
 use potluck_protocol::settle::{Close, CloseReason, Contract, Phase, Usage, Voucher};
 use potluck_protocol::sign::{SignError, Signed, Verified};
 use potluck_protocol::unit::{GpuMillis, NanoCredit};
@@ -121,6 +121,8 @@ pub struct MeteredRun {
     pub clock: MeterClock,
     /// When the open meter was sent.
     asked: Option<Instant>,
+    /// When the clock was last read for a meter.
+    read_at: Instant,
     prompt_tokens: u32,
 }
 
@@ -134,6 +136,7 @@ impl MeteredRun {
             chain: OutputChain::new(contract.digest()),
             clock: MeterClock::new(now),
             asked: None,
+            read_at: now,
             prompt_tokens: 0,
             desk,
             contract,
@@ -158,16 +161,31 @@ impl MeteredRun {
         &self.lane
     }
 
-    /// How long the job may run, to the millisecond.
+    /// When the contract's limits end the job if the phase does not change; `None` while the phase is
+    /// free.
     #[must_use]
-    pub fn run_limit(&self, now: Instant) -> GpuMillis {
-        self.lane.run_limit(self.clock.usage(now).load)
+    pub fn ends_at(&self, now: Instant) -> Option<Instant> {
+        let (usage, phase) = (self.clock.usage(now), self.clock.phase());
+        let others = usage.total().saturating_sub(usage.of(phase));
+        self.clock.reaches(others.saturating_add(self.lane.limit(&usage, phase)), now)
+    }
+
+    /// Has the job used up what the contract allows?
+    #[must_use]
+    pub fn is_used_up(&self, now: Instant) -> bool {
+        self.ends_at(now).is_some_and(|at| now >= at)
     }
 
     /// When the open meter was sent; `None` when all is paid.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Instant> {
         self.asked
+    }
+
+    /// Ends the billed time at `at`, which may lie in the past: a worker that was killed earned nothing
+    /// after it. What a meter has claimed already is not taken back.
+    pub fn stop_clock(&mut self, at: Instant) {
+        self.clock.enter(Phase::Stalled, at.max(self.read_at));
     }
 
     /// Notes that the prompt was read.
@@ -178,6 +196,11 @@ impl MeteredRun {
     /// Notes tokens that are about to be sent.
     pub fn produced(&mut self, tokens: &[u32]) {
         self.chain.extend(tokens);
+    }
+
+    /// Notes a part of a component's output that is about to be sent.
+    pub fn produced_part(&mut self, part: &[u8]) {
+        self.chain.extend_units(&[Unit::part(part)]);
     }
 
     /// Is there anything to bill that no meter claims yet?
@@ -191,7 +214,8 @@ impl MeteredRun {
     /// # Errors
     /// When it cannot be signed, kept or sent, or one is open already.
     pub async fn claim(&mut self, wire: &mut JobWire, last: bool) -> Result<(), AccountFault> {
-        let body = self.lane.meter(self.clock.usage(Instant::now()), &self.chain, last)?;
+        self.read_at = Instant::now();
+        let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
         self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
         self.lane.metered(&meter);

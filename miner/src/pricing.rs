@@ -5,7 +5,9 @@
 
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::limits::{DEFAULT_QUANTUM_MS, DEFAULT_WINDOW_MS, MAX_NAME_BYTES};
-use potluck_protocol::offer::{Hardware, Offer, OfferedModel, Protection, Quote, Terms};
+use potluck_protocol::offer::{
+    GuestNeeds, GuestOffer, Hardware, Offer, OfferedModel, Protection, Quote, Terms,
+};
 use potluck_protocol::unit::{GpuMillis, Rate, UnixMillis};
 use potluck_protocol::version::WireVersion;
 
@@ -17,8 +19,12 @@ pub const OFFER_LIFE_MS: u64 = 900_000;
 /// What the owner set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PriceList {
-    /// Price of running.
+    /// Price of running a model.
     pub run: Rate,
+    /// Price of compiling a component and loading its models.
+    pub load: Rate,
+    /// Price of a component's own time.
+    pub guest: Rate,
     /// The longest job, in milliseconds of worker time.
     pub max_job: GpuMillis,
 }
@@ -34,12 +40,15 @@ pub struct Ware {
     pub context_tokens: u32,
 }
 
-/// The terms of every job. Models are kept in memory here, so that loading costs nothing.
+/// The terms of a job. A model that answers prompts is kept in memory, so that loading it costs
+/// nothing; a component gets models of its own.
 #[must_use]
-pub fn terms(prices: &PriceList) -> Terms {
+pub fn terms(prices: &PriceList, is_component: bool) -> Terms {
+    let only_component = |rate| if is_component { rate } else { Rate::ZERO };
     Terms {
         run: prices.run,
-        load: Rate::ZERO,
+        load: only_component(prices.load),
+        guest: only_component(prices.guest),
         quantum: GpuMillis::new(DEFAULT_QUANTUM_MS),
         window: GpuMillis::new(DEFAULT_WINDOW_MS),
     }
@@ -54,8 +63,10 @@ pub struct QuoteCase {
     pub renter: PeerId,
     /// A number that no other quote bears.
     pub serial: u64,
-    /// Which model.
-    pub model: ContentHash,
+    /// Which model or component.
+    pub runs: ContentHash,
+    /// What the component needs.
+    pub guest: Option<GuestNeeds>,
     /// On what.
     pub hardware: Hardware,
     /// Behind what.
@@ -71,15 +82,29 @@ pub fn quote(prices: &PriceList, case: QuoteCase, now: UnixMillis) -> Quote {
         provider: case.provider,
         renter: case.renter,
         serial: case.serial,
-        model: case.model,
-        terms: terms(prices),
+        model: case.runs,
+        terms: terms(prices, case.guest.is_some()),
         max_ms: prices.max_job,
         ahead: case.ahead,
-        warm: true,
+        warm: case.guest.is_none(),
+        guest: case.guest,
         hardware: case.hardware,
         protection: case.protection,
         expires: now.saturating_add(UnixMillis::new(QUOTE_LIFE_MS)),
     }
+}
+
+/// What an offer shows beside the prices.
+#[derive(Debug, Clone)]
+pub struct Display {
+    /// The models that are in memory.
+    pub wares: Vec<Ware>,
+    /// On what.
+    pub hardware: Hardware,
+    /// Behind what.
+    pub protection: Protection,
+    /// The runtime and the memory in MiB of components, when they are run here.
+    pub guests: Option<(String, u32)>,
 }
 
 /// The advertisement. `last_epoch` is that of the offer before: epochs rise even when the wall clock
@@ -88,14 +113,12 @@ pub fn quote(prices: &PriceList, case: QuoteCase, now: UnixMillis) -> Quote {
 pub fn offer(
     provider: PeerId,
     prices: &PriceList,
-    wares: &[Ware],
-    hardware: Hardware,
-    protection: Protection,
+    display: Display,
     last_epoch: u64,
     now: UnixMillis,
 ) -> Offer {
-    let terms = terms(prices);
-    let models = wares.iter().map(|ware| OfferedModel {
+    let terms = terms(prices, false);
+    let models = display.wares.iter().map(|ware| OfferedModel {
         model: ware.model,
         name: cut_name(&ware.name),
         context_tokens: ware.context_tokens,
@@ -108,9 +131,14 @@ pub fn offer(
         wire: WireVersion::V1.number(),
         issued: now,
         expires: now.saturating_add(UnixMillis::new(OFFER_LIFE_MS)),
-        hardware,
-        protection,
         models: models.collect(),
+        hardware: display.hardware,
+        protection: display.protection,
+        guests: display.guests.map(|(runtime, memory_mib)| GuestOffer {
+            runtime: cut_name(&runtime),
+            rate: prices.guest,
+            memory_mib,
+        }),
     }
 }
 
@@ -124,7 +152,12 @@ pub fn cut_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    const PRICES: PriceList = PriceList { run: Rate::new(11_111), max_job: GpuMillis::new(3_600_000) };
+    const PRICES: PriceList = PriceList {
+        run: Rate::new(11_111),
+        load: Rate::new(2_777),
+        guest: Rate::new(1_388),
+        max_job: GpuMillis::new(3_600_000),
+    };
 
     fn hardware() -> Hardware {
         Hardware { class: "cpu".into(), name: "CPU".into(), memory_mib: 1_024 }
@@ -134,31 +167,53 @@ mod tests {
         PeerId::from_bytes([byte; 32])
     }
 
-    #[test]
-    fn a_quote_keeps_the_protocols_rules_and_binds_for_a_minute() {
-        let case = QuoteCase {
+    fn case(guest: Option<GuestNeeds>) -> QuoteCase {
+        QuoteCase {
             provider: peer(1),
             renter: peer(2),
             serial: 7,
-            model: ContentHash::from_bytes([3; 32]),
+            runs: ContentHash::from_bytes([3; 32]),
+            guest,
             hardware: hardware(),
             protection: Protection::None,
             ahead: 2,
-        };
+        }
+    }
+
+    #[test]
+    fn a_component_pays_for_its_own_time_and_its_models() {
+        let quote =
+            quote(&PRICES, case(Some(GuestNeeds { models: vec![], memory_mib: 64 })), UnixMillis::ZERO);
+        let terms = quote.terms;
+        assert_eq!((terms.run, terms.load, terms.guest), (PRICES.run, PRICES.load, PRICES.guest));
+        assert!(!quote.warm && quote.check(peer(1), peer(2), UnixMillis::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_quote_keeps_the_protocols_rules_and_binds_for_a_minute() {
         let now = UnixMillis::new(1_700_000_000_000);
-        let quote = quote(&PRICES, case, now);
+        let quote = quote(&PRICES, case(None), now);
         assert_eq!(quote.check(peer(1), peer(2), now), Ok(()));
         assert_eq!(quote.expires.get() - now.get(), 60_000);
-        assert_eq!((quote.terms.run, quote.terms.load), (PRICES.run, Rate::ZERO));
+        assert_eq!(
+            (quote.terms.run, quote.terms.load, quote.terms.guest),
+            (PRICES.run, Rate::ZERO, Rate::ZERO)
+        );
     }
 
     #[test]
     fn epochs_rise_when_the_clock_is_set_back() {
-        let wares =
-            [Ware { model: ContentHash::from_bytes([3; 32]), name: "é".repeat(64), context_tokens: 2_048 }];
+        let ware =
+            Ware { model: ContentHash::from_bytes([3; 32]), name: "é".repeat(64), context_tokens: 2_048 };
+        let display = Display {
+            wares: vec![ware],
+            hardware: hardware(),
+            protection: Protection::None,
+            guests: Some(("wasmtime 48".into(), 1_024)),
+        };
         let at = |last, now| {
             let now = UnixMillis::new(now);
-            let offer = offer(peer(1), &PRICES, &wares, hardware(), Protection::None, last, now);
+            let offer = offer(peer(1), &PRICES, display.clone(), last, now);
             assert_eq!(offer.check(now), Ok(()));
             offer.epoch
         };

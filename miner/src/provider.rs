@@ -13,10 +13,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::control::Control;
+use crate::control::{Asked, Control};
 use crate::desk::Desk;
 use crate::driver;
 use crate::frames::JobWire;
+use crate::gate::YieldSignal;
+use crate::pausing::Pausing;
 use crate::report::Reporter;
 
 /// Job streams served at once, the queued ones and those still sending their job included; each holds
@@ -46,6 +48,8 @@ pub struct Provider {
     pub inbound: Inbound,
     /// The local socket.
     pub control: Control,
+    /// The owner's pauses.
+    pub pausing: Arc<Pausing>,
     /// Is there a bootstrap to join through?
     pub has_bootstrap: bool,
     /// Where the owner is told.
@@ -55,14 +59,16 @@ pub struct Provider {
 impl Provider {
     /// Serves until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { desk, network, inbound, control, has_bootstrap, reporter } = self;
+        let Self { desk, network, inbound, control, pausing, has_bootstrap, reporter } = self;
         let mut helpers = JoinSet::new();
         // Workers outlive the jobs that are settled after `stop`.
         let keep = CancellationToken::new();
         for slot in desk.slots() {
-            helpers.spawn(Arc::clone(slot).keep(keep.clone(), reporter));
+            helpers.spawn(Arc::clone(slot).keep(Arc::clone(desk.gate()), keep.clone(), reporter));
         }
-        helpers.spawn(control.serve(Arc::clone(&desk), network.clone(), keep.clone()));
+        helpers.spawn(Arc::clone(&pausing).watch(keep.clone()));
+        let asked = Asked { desk: Arc::clone(&desk), network: network.clone(), pausing };
+        helpers.spawn(control.serve(asked, keep.clone()));
         helpers.spawn(be_found(Arc::clone(&desk), network.clone(), has_bootstrap, stop.clone(), reporter));
         let mut jobs = serve(&desk, inbound, &stop, reporter).await;
         reporter.stopping(jobs.len());
@@ -71,7 +77,7 @@ impl Provider {
             tracing::warn!(jobs = jobs.len(), "jobs not settled in time");
             jobs.shutdown().await;
         }
-        withdraw(&desk, &network).await;
+        withdraw(&network, keys(&desk)).await;
         keep.cancel();
         while helpers.join_next().await.is_some() {}
         network.shutdown().await;
@@ -97,7 +103,7 @@ async fn serve(
                 None => return jobs,
             },
             stream = inbound.jobs.recv() => match stream {
-                Some(stream) => begin(desk, stream, &streams, &mut jobs, stop, reporter),
+                Some(stream) => begin(desk, stream, &streams, &mut jobs, reporter),
                 None => return jobs,
             },
         }
@@ -117,21 +123,20 @@ fn begin(
     stream: JobStream,
     streams: &Arc<Semaphore>,
     jobs: &mut JoinSet<()>,
-    stop: &CancellationToken,
     reporter: Reporter,
 ) {
     let Ok(permit) = Arc::clone(streams).try_acquire_owned() else {
         tracing::warn!(peer = %stream.peer().short(), "too many job streams; one was dropped");
         return;
     };
-    let (desk, stop) = (Arc::clone(desk), stop.clone());
+    let (desk, stop): (_, YieldSignal) = (Arc::clone(desk), desk.gate().signal());
     jobs.spawn(async move {
         driver::serve(desk, JobWire::new(stream), stop, reporter).await;
         drop(permit);
     });
 }
 
-/// Joins the network, then keeps the offer fresh and findable.
+/// Joins the network, then keeps the offer fresh and findable while the machine is lent.
 async fn be_found(
     desk: Arc<Desk>,
     network: Network,
@@ -145,9 +150,23 @@ async fn be_found(
         } else {
             reporter.alone();
         }
+        let (mut owner, mut workers) = (desk.gate().watch_owner(), desk.gate().watch_workers());
+        let mut filed = Vec::new();
         loop {
-            let published = publish(&desk, &network, has_bootstrap).await;
-            sleep(if published { OFFER_EVERY } else { OFFER_RETRY }).await;
+            let _ready = *workers.borrow_and_update();
+            let done = if owner.borrow_and_update().admits() {
+                filed = keys(&desk);
+                publish(&desk, &network, has_bootstrap, &filed).await
+            } else {
+                withdraw(&network, std::mem::take(&mut filed)).await;
+                true
+            };
+            tokio::select! {
+                () = sleep(if done { OFFER_EVERY } else { OFFER_RETRY }) => {}
+                // Both senders live as long as the desk.
+                _ = owner.changed() => {}
+                _ = workers.changed() => {}
+            }
         }
     };
     tokio::select! {
@@ -171,7 +190,7 @@ async fn join(network: &Network, reporter: Reporter) {
 }
 
 /// Renews the offer and its directory entries; false when something is to be tried again soon.
-async fn publish(desk: &Desk, network: &Network, in_network: bool) -> bool {
+async fn publish(desk: &Desk, network: &Network, in_network: bool, keys: &[DhtKey]) -> bool {
     match desk.renew_offer() {
         Ok(Some(_)) => {}
         Ok(None) => return false,
@@ -185,8 +204,8 @@ async fn publish(desk: &Desk, network: &Network, in_network: bool) -> bool {
     }
     let began = Instant::now();
     let mut all = true;
-    for key in keys(desk) {
-        if let Err(error) = network.provide(key).await {
+    for key in keys {
+        if let Err(error) = network.provide(*key).await {
             tracing::warn!(%error, "a directory entry was not published");
             all = false;
         }
@@ -206,12 +225,15 @@ fn keys(desk: &Desk) -> Vec<DhtKey> {
             DhtKey::hardware(class),
         ]);
     }
+    if desk.guests().is_some() && !keys.is_empty() {
+        keys.push(DhtKey::guests());
+    }
     keys
 }
 
-async fn withdraw(desk: &Desk, network: &Network) {
+async fn withdraw(network: &Network, keys: Vec<DhtKey>) {
     let all = async {
-        for key in keys(desk) {
+        for key in keys {
             if let Err(error) = network.withdraw(key).await {
                 tracing::debug!(%error, "a directory entry was not withdrawn");
             }

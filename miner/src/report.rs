@@ -7,11 +7,13 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use potluck_protocol::id::{LaneId, PeerId};
-use potluck_protocol::unit::Rate;
+use potluck_protocol::unit::{Rate, UnixMillis};
 use potluck_protocol::wire::Refusal;
+use potluck_sandbox::protection::EffectiveProtection;
 use serde_json::{Value, json};
 
 use crate::metered::Closed;
+use crate::owner::{Owner, Stage};
 
 /// Tells the owner; clones tell the same.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +32,6 @@ pub struct ReadyModel {
     pub hardware: String,
     /// How long it took to load.
     pub warm: Duration,
-    /// What stands between a job and the machine.
-    pub protection: String,
 }
 
 impl Reporter {
@@ -81,7 +81,7 @@ impl Reporter {
     }
 
     /// Jobs are taken from now on.
-    pub fn ready(&self, peer: PeerId, models: &[ReadyModel], price: Rate) {
+    pub fn ready(&self, peer: PeerId, models: &[ReadyModel], price: Rate, jail: &EffectiveProtection) {
         let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
         let first = models.first();
         let warm = models.iter().map(|model| model.warm).max().unwrap_or_default();
@@ -93,16 +93,44 @@ impl Reporter {
             "hardware": first.map(|model| &model.hardware),
             "price_per_hour": price.to_string(),
             "warm_ms": millis(warm),
-            "protection": first.map(|model| &model.protection),
+            "protection": jail.level(),
+            "protection_detail": jail.summary(),
         });
         self.tell(event, || {
             let device = first.map_or("", |model| model.hardware.as_str());
-            let protection = first.map_or("", |model| model.protection.as_str());
             let names = names.join(", ");
             format!(
-                "ready: {names} on {device} at {price}, warm in {:.1} s\nprotection: none yet ({protection})",
-                warm.as_secs_f32()
+                "ready: {names} on {device} at {price}, warm in {:.1} s\n{}",
+                warm.as_secs_f32(),
+                jail.summary()
             )
+        });
+    }
+
+    /// Components are not run, though the owner allows them.
+    pub fn no_guests(&self, why: &str) {
+        self.tell(json!({"event": "no_components", "why": why}), || {
+            format!("components are not run: {why}\n  `potluckd doctor` says what helps")
+        });
+    }
+
+    /// We are up, and the owner has the machine: no job is taken.
+    pub fn ready_paused(&self, peer: PeerId, models: &[&str], owner: &Owner, now: UnixMillis) {
+        let until = owner.until().map(UnixMillis::get);
+        let event = json!({
+            "event": "ready", "peer": peer, "models": models, "paused": true, "until_ms": until,
+        });
+        self.tell(event, || format!("ready, but {}: no jobs are taken", owner.words(now)));
+    }
+
+    /// The owner took the machine back, or lends it again.
+    pub fn owner(&self, owner: &Owner, now: UnixMillis) {
+        let event = json!({
+            "event": "owner", "state": owner.stage(), "until_ms": owner.until().map(UnixMillis::get),
+        });
+        self.tell(event, || match owner.stage() {
+            Stage::Running => "lent again: loading models".into(),
+            _ => owner.words(now),
         });
     }
 

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use potluck_node::ledger::report;
 use potluck_node::net::Network;
-use potluck_protocol::unit::dollars;
+use potluck_protocol::unit::{UnixMillis, dollars};
 use serde_json::{Value, json};
 
+use crate::clock::wall_now;
 use crate::desk::Desk;
-use crate::worker_slot::protection_summary;
+use crate::guests::GuestHouse;
 
 /// Everything at once.
 pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Value {
@@ -32,15 +33,22 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
         .collect();
     let first = desk.slots().iter().find_map(|slot| slot.ready());
     let balance = report::balance(desk.ledger(), desk.me());
+    let owner = desk.gate().owner();
     json!({
         "peer": desk.me(),
+        "owner": {
+            "state": owner.stage(),
+            "until_ms": owner.until().map(UnixMillis::get),
+            "words": owner.words(wall_now()),
+        },
         "uptime_ms": u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "models": models,
         "device": first.as_ref().map(|ready| &ready.hardware.class),
         "hardware": first.as_ref().map(|ready| &ready.hardware.name),
         "price_per_hour": desk.prices().run.to_string(),
-        "protection": "none",
-        "protection_detail": protection_summary(),
+        "protection": desk.protection().level(),
+        "protection_detail": desk.protection().summary(),
+        "guest_runtime": desk.guests().map(GuestHouse::runtime),
         "jobs": {
             "running": desk.running(),
             "done": desk.counts.done.load(Ordering::Relaxed),
@@ -57,6 +65,10 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
 pub(crate) fn prose(status: &Value) -> String {
     let text = |key: &str| status.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
     let count = |key: &str| status.pointer(&format!("/jobs/{key}")).and_then(Value::as_u64).unwrap_or(0);
+    let lent = status.pointer("/owner/state").and_then(Value::as_str).is_none_or(|state| state == "running");
+    let words = status.pointer("/owner/words").and_then(Value::as_str).unwrap_or("?");
+    let paused = (!lent).then(|| words.to_owned());
+    let loading = if lent { "loading" } else { "not in memory" };
     let names: Vec<_> = status
         .get("models")
         .and_then(Value::as_array)
@@ -65,13 +77,13 @@ pub(crate) fn prose(status: &Value) -> String {
         .map(|model| {
             let warm = model.get("warm").and_then(Value::as_bool).unwrap_or(false);
             let name = model.get("name").and_then(Value::as_str).unwrap_or("?");
-            format!("{name} ({})", if warm { "warm" } else { "loading" })
+            format!("{name} ({})", if warm { "warm" } else { loading })
         })
         .collect();
     let owed = status.get("balance_nanocredits").and_then(Value::as_i64).unwrap_or(0);
     let uptime = status.get("uptime_ms").and_then(Value::as_u64).unwrap_or(0) / 1_000;
     let addresses = status.get("addresses").and_then(Value::as_array).map_or(0, Vec::len);
-    [
+    let lines = [
         format!("serving   {} on {} at {}", names.join(", "), text("hardware"), text("price_per_hour")),
         format!(
             "jobs      {} running or queued, {} done, {} ended early",
@@ -83,8 +95,8 @@ pub(crate) fn prose(status: &Value) -> String {
         format!("network   {} at {addresses} addresses", text("peer")),
         format!("jail      {}", text("protection_detail")),
         format!("up        {}:{:02}:{:02}", uptime / 3_600, uptime / 60 % 60, uptime % 60),
-    ]
-    .join("\n")
+    ];
+    paused.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -96,5 +108,9 @@ mod tests {
         let shown = prose(&json!({"models": [{"name": "m", "warm": true}], "balance_nanocredits": 1_500}));
         assert!(shown.starts_with("serving   m (warm) on ? at ?\n"), "{shown}");
         assert!(shown.contains("+$0.0000015"), "{shown}");
+        let owner = json!({"state": "paused", "words": "paused; `potluckd resume` ends it"});
+        let shown = prose(&json!({"owner": owner, "models": [{"name": "m", "warm": false}]}));
+        assert!(shown.starts_with("paused; `potluckd resume` ends it\n"), "{shown}");
+        assert!(shown.contains("m (not in memory)"), "{shown}");
     }
 }

@@ -10,14 +10,15 @@
 
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
-use potluck_protocol::lane::ProviderLane;
 use potluck_protocol::limits::{CLOCK_SLACK_MS, MAX_JOB_BYTES};
-use potluck_protocol::offer::{OfferError, Quote};
-use potluck_protocol::settle::Contract;
+use potluck_protocol::offer::{GuestNeeds, OfferError, Quote};
+use potluck_protocol::settle::{Contract, Phase, Usage};
 use potluck_protocol::sign::{SignError, Signed, Verified};
 use potluck_protocol::unit::{GpuMillis, UnixMillis};
 use potluck_protocol::wire::Refusal;
 use thiserror::Error;
+
+use crate::admission::Uses;
 
 /// A contract as it came: nothing in it is believed yet.
 #[derive(Debug)]
@@ -162,6 +163,18 @@ impl VerifiedJob {
         self.quote.body().model
     }
 
+    /// What the component may have, when the job runs one.
+    #[must_use]
+    pub fn guest(&self) -> Option<&GuestNeeds> {
+        self.quote.body().guest.as_ref()
+    }
+
+    /// Whose turn it waits for.
+    #[must_use]
+    pub fn uses(&self) -> Uses {
+        if self.guest().is_some() { Uses::All } else { Uses::Model(self.model()) }
+    }
+
     /// Length of the job that follows, in bytes: 1 to [`MAX_JOB_BYTES`].
     #[must_use]
     pub fn job_bytes(&self) -> usize {
@@ -171,7 +184,8 @@ impl VerifiedJob {
     /// How long it may run on a model that is in memory.
     #[must_use]
     pub fn run_limit(&self) -> GpuMillis {
-        ProviderLane::new(&self.contract).run_limit(GpuMillis::ZERO)
+        let works = if self.quote.body().guest.is_some() { Phase::Guest } else { Phase::Run };
+        Usage::default().limit(works, self.contract.body())
     }
 }
 
@@ -203,9 +217,11 @@ pub(crate) mod tests {
             renter: renter().peer(),
             serial: 1,
             model: ContentHash::from_bytes([3; 32]),
+            guest: None,
             terms: Terms {
                 run: Rate::new(111_110),
                 load: Rate::ZERO,
+                guest: Rate::ZERO,
                 quantum: GpuMillis::new(1_000),
                 window: GpuMillis::new(2_000),
             },

@@ -1,11 +1,12 @@
 //! One model kept in memory by one worker process, lent to one job at a time.
 //!
 //! Owns: the worker's start, its turn-taking (a fair lock: first come, first served), and its restart
-//! after a failure. Never: bills (see [`crate::metered`]) or parses the model. Called by
-//! [`crate::driver`] (leases) and [`crate::provider`] (start, keep, stop).
+//! after a failure or a pause. Never: bills (see [`crate::metered`]) or parses the model. Called by
+//! [`crate::driver`] (leases), [`crate::provider`] (start, keep, stop) and [`crate::pausing`].
 //!
 //! ```text
 //! Loading ──▶ Ready ──(a job broke it)──▶ Down ──backoff──▶ Loading
+//!    ▲          └───────(the owner pauses)──▶ Down ──resume──▶ ┘
 //! ```
 
 use std::path::PathBuf;
@@ -15,12 +16,15 @@ use std::time::{Duration, Instant};
 use potluck_protocol::offer::Hardware;
 use potluck_sandbox::engine::{DeviceChoice, EngineDevice};
 use potluck_sandbox::supervisor::{Worker, WorkerLimits, WorkerSpec};
-use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::hardware;
 use crate::error::CommandError;
+use crate::gate::Gate;
+use crate::jailing::Jailing;
 use crate::model_file::ModelFile;
+use crate::owner::Owner;
 use crate::pricing::Ware;
 use crate::report::{ReadyModel, Reporter};
 
@@ -44,6 +48,8 @@ pub struct WorkerPlan {
     pub device: DeviceChoice,
     /// CPU threads; all cores when `None`.
     pub threads: Option<usize>,
+    /// Whether they are jailed.
+    pub jailing: Jailing,
 }
 
 /// What is known of a worker that is ready.
@@ -107,7 +113,6 @@ impl WorkerSlot {
             device: ready.hardware.class,
             hardware: ready.hardware.name,
             warm: ready.warm,
-            protection: protection_summary(),
         })
     }
 
@@ -126,15 +131,30 @@ impl WorkerSlot {
         self.start_in(&mut held, reporter).await
     }
 
+    /// Starts one more worker with this model, for one job alone; it is the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_another(&self) -> Result<Worker, CommandError> {
+        let failed = |source| CommandError::Worker { model: self.model.name.clone(), source };
+        Worker::start(self.spec()?, |_, _| ()).await.map_err(failed)
+    }
+
+    fn spec(&self) -> Result<WorkerSpec, CommandError> {
+        let WorkerPlan { program, device, threads, jailing } = self.plan.clone();
+        Ok(WorkerSpec {
+            program,
+            model: self.model.reopen()?,
+            device,
+            threads,
+            jail: jailing.for_model(device, self.model.bytes, threads)?,
+            limits: WorkerLimits::default(),
+        })
+    }
+
     async fn start_in(&self, held: &mut Option<Worker>, reporter: Reporter) -> Result<(), CommandError> {
         let began = Instant::now();
-        let spec = WorkerSpec {
-            program: self.plan.program.clone(),
-            model: self.model.reopen()?,
-            device: self.plan.device,
-            threads: self.plan.threads,
-            limits: WorkerLimits::default(),
-        };
+        let spec = self.spec()?;
         let name = self.model.name.clone();
         let mut told: Option<Instant> = None;
         let on_loading = move |done, total| {
@@ -151,54 +171,85 @@ impl WorkerSlot {
         Ok(())
     }
 
-    /// Starts the worker anew whenever a job broke it, until `stop`; then stops it.
-    pub async fn keep(self: Arc<Self>, stop: CancellationToken, reporter: Reporter) {
+    /// Keeps the worker up while the owner wants it: starts it anew whenever a job broke it, and after a
+    /// pause. Until `stop`; then ends it.
+    pub async fn keep(self: Arc<Self>, gate: Arc<Gate>, stop: CancellationToken, reporter: Reporter) {
+        let mut owner = gate.watch_owner();
+        let mut lost = true;
         loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = self.broken.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => if !self.died_idle() { continue },
+            let wanted = owner.borrow_and_update().wants_workers();
+            if wanted && self.ready().is_none() {
+                let why = if lost { Some("it died".to_owned()) } else { None };
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    () = unwanted(&mut owner) => {}
+                    () = self.revive(why, reporter) => {
+                        reporter.worker_back(&self.model.name);
+                        gate.worker_ready();
+                    }
+                }
+                continue;
             }
+            lost = wanted;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = self.revive(reporter) => reporter.worker_back(&self.model.name),
+                // The sender lives as long as the gate.
+                _ = owner.changed() => {}
+                () = self.broken.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => self.look_after_idle(),
             }
         }
+        self.take_down(STOP_WITHIN).await;
+    }
+
+    /// Nothing is known of the worker any more: it is not offered.
+    pub fn withdraw(&self) {
+        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Ends the worker when its job is done with it: asked to leave, and killed after `grace`.
+    pub async fn take_down(&self, grace: Duration) {
+        self.withdraw();
         let worker = self.worker.lock().await.take();
         if let Some(worker) = worker {
-            let death = worker.stop(STOP_WITHIN).await;
+            let death = worker.stop(grace).await;
             tracing::debug!(model = %self.model.name, %death, "worker stopped");
         }
     }
 
-    /// Did the worker die between two jobs? One that a job has is that job's to watch.
-    fn died_idle(&self) -> bool {
-        let Ok(mut held) = self.worker.try_lock() else { return false };
-        if held.as_mut().is_none_or(Worker::is_alive) {
-            return false;
+    /// Notes when the worker died between two jobs. One that a job has is that job's to watch.
+    fn look_after_idle(&self) {
+        let Ok(mut held) = self.worker.try_lock() else { return };
+        if held.as_mut().is_some_and(|worker| !worker.is_alive()) {
+            *held = None;
+            self.withdraw();
         }
-        *held = None;
-        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        true
     }
 
-    async fn revive(&self, reporter: Reporter) {
+    /// Starts the worker, as often as it takes; at once when it was not lost.
+    async fn revive(&self, mut lost: Option<String>, reporter: Reporter) {
         let mut backoff = MIN_BACKOFF;
-        let mut why = "it died".to_owned();
         loop {
-            reporter.worker_lost(&self.model.name, &why, backoff);
-            tokio::time::sleep(backoff).await;
+            if let Some(why) = &lost {
+                reporter.worker_lost(&self.model.name, why, backoff);
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(MAX_BACKOFF);
+            }
             // Held while it loads, so that jobs wait for it instead of failing.
             let mut held = self.worker.lock().await;
             match self.start_in(&mut held, reporter).await {
                 Ok(()) => return,
-                Err(error) => why = error.to_string(),
+                Err(error) => lost = Some(error.to_string()),
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
+}
+
+/// Resolves when the owner wants no worker.
+async fn unwanted(owner: &mut watch::Receiver<Owner>) {
+    let _gone = owner.wait_for(|owner| !owner.wants_workers()).await.is_err();
 }
 
 impl Lease {
@@ -211,15 +262,9 @@ impl Lease {
     pub fn discard(&mut self) {
         // Dropping it kills and reaps the process.
         drop(self.worker.take());
-        *self.slot.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.slot.withdraw();
         self.slot.broken.notify_one();
     }
-}
-
-/// What stands between a job and the machine, for people.
-#[must_use]
-pub fn protection_summary() -> String {
-    potluck_sandbox::protection::EffectiveProtection::current().summary()
 }
 
 fn describe(worker: &Worker, model: &ModelFile, warm: Duration) -> Ready {

@@ -31,7 +31,7 @@ pub(super) fn run(verb: LedgerVerb) -> Result<(), CommandError> {
     let shown = match question {
         _ if json => answer.to_string(),
         Question::Receipts { .. } => receipts_prose(&answer),
-        Question::Balance | Question::Status => balance_prose(&answer),
+        _ => balance_prose(&answer),
     };
     print_line(&shown);
     Ok(())
@@ -44,7 +44,7 @@ fn read(dir: &Path, question: Question) -> Result<Value, CommandError> {
     let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
     Ok(match question {
         Question::Receipts { limit } => json!({"receipts": report::receipts(&ledger, limit)?}),
-        Question::Balance | Question::Status => report::balance(&ledger, identity.peer())?,
+        _ => report::balance(&ledger, identity.peer())?,
     })
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Owns: which verb does what. Never: holds policy. Called by [`crate::cli`].
 
+mod doctor;
 mod init;
 mod ledger;
 mod models;
+mod pause;
 mod run;
+mod self_test;
 mod status;
 
 use std::io::Write as _;
@@ -21,6 +24,10 @@ pub(crate) fn run(verb: Verb) -> Result<(), CommandError> {
     match verb {
         Verb::Init { state, force } => init::run(&state.dir(), force),
         Verb::Run(args) => run::run(args),
+        Verb::Pause { state, now, length, json } => pause::pause(&state.dir(), now, length, json),
+        Verb::Resume { state, json } => pause::resume(&state.dir(), json),
+        Verb::Doctor { state, json } => doctor::run(&state.dir(), json),
+        Verb::SelfTest { gpu, require, json } => self_test::run(gpu, require, json),
         Verb::Status { state, json } => status::run(&state.dir(), json),
         Verb::Ledger(verb) => ledger::run(verb),
         Verb::Models(verb) => models::run(verb),

@@ -3,7 +3,7 @@
 //! Owns: the order of the start. Never: serves (see [`crate::provider`]). What was started is stopped
 //! again when a later step fails.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use potluck_node::identity::Identity;
@@ -13,29 +13,37 @@ use potluck_node::shutdown;
 use potluck_node::state::StateDir;
 use potluck_protocol::unit::GpuMillis;
 use potluck_sandbox::cpu::check_cpu;
+use potluck_sandbox::protection::EffectiveProtection;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::AdmissionPolicy;
 use crate::cli::RunArgs;
+use crate::clock::wall_now;
 use crate::config::Config;
 use crate::control::Control;
 use crate::desk::{Desk, DeskSetup};
 use crate::error::CommandError;
+use crate::gate::Gate;
+use crate::guests::GuestHouse;
+use crate::jailing::{Jailing, Programs};
 use crate::model_file::ModelFile;
+use crate::owner::Owner;
+use crate::pause_file::PauseFile;
+use crate::pausing::Pausing;
 use crate::pricing::PriceList;
 use crate::provider::Provider;
 use crate::report::Reporter;
 use crate::worker_slot::{WorkerPlan, WorkerSlot};
-
-const WORKER_PROGRAM: &str = "potluck-gpu-worker";
 
 pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     check_cpu()?;
     let reporter = Reporter::new(args.json);
     let dir = args.state.dir();
     let state = StateDir::open(&dir)?;
+    let jailing = if args.unsafe_no_jail { Jailing::Off } else { Jailing::Full };
     let config = merged(Config::load(state.path())?, args);
-    let plan = WorkerPlan { program: worker_program()?, device: config.device, threads: config.threads };
+    let pauses = PauseFile::in_folder(state.path());
+    let programs = Programs::find()?;
     let identity = Identity::load_or_create(&state.key_path())?;
     let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
     let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
@@ -46,6 +54,14 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     runtime.block_on(async {
         let stop = shutdown::on_signals()
             .map_err(|source| CommandError::System { doing: "watch for signals", source })?;
+        let protection = protection(jailing, &programs, &config).await?;
+        let guests = guests(jailing, &programs, &config, state.path(), reporter).await?;
+        let plan = WorkerPlan {
+            program: programs.model.clone(),
+            device: config.device,
+            threads: config.threads,
+            jailing,
+        };
         let (network, inbound) = start_network(&identity, &config).await?;
         let addresses: Vec<_> = network.listeners().await.iter().map(ToString::to_string).collect();
         reporter.listening(identity.peer(), &addresses);
@@ -55,10 +71,15 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
             ledger,
             prices: PriceList {
                 run: config.price,
+                load: config.load_price,
+                guest: config.guest_price,
                 max_job: GpuMillis::new(config.max_job_seconds.saturating_mul(1_000)),
             },
             policy: AdmissionPolicy { queue: config.queue, credit_limit: config.credit_limit },
             slots,
+            gate: Arc::new(Gate::new(Owner::start(pauses.load(), wall_now()), &stop)),
+            guests,
+            protection,
         };
         let desk = Desk::new(setup, first_serial()?);
         let started = start_workers(&desk, &stop, reporter).await;
@@ -66,7 +87,10 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
             Ok(true) => {
                 let control = Control::bind(state.path())?;
                 let has_bootstrap = !config.bootstrap.is_empty();
-                Provider { desk, network, inbound, control, has_bootstrap, reporter }.run(stop).await;
+                let pausing = Pausing::new(Arc::clone(&desk), pauses, reporter);
+                Provider { desk, network, inbound, control, pausing, has_bootstrap, reporter }
+                    .run(stop)
+                    .await;
             }
             Ok(false) => network.shutdown().await,
             Err(error) => {
@@ -96,17 +120,37 @@ fn merged(mut config: Config, args: RunArgs) -> Config {
     config
 }
 
-/// `$POTLUCK_WORKER`, else the program next to this one.
-fn worker_program() -> Result<PathBuf, CommandError> {
-    let path = match std::env::var_os("POTLUCK_WORKER").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let me = std::env::current_exe()
-                .map_err(|source| CommandError::System { doing: "find this program", source })?;
-            me.parent().unwrap_or(Path::new(".")).join(WORKER_PROGRAM)
-        }
-    };
-    if path.is_file() { Ok(path) } else { Err(CommandError::NoWorkerProgram { path }) }
+/// What the jail is worth here: whole, or the owner switched it off.
+async fn protection(
+    jailing: Jailing,
+    programs: &Programs,
+    config: &Config,
+) -> Result<EffectiveProtection, CommandError> {
+    let protection = jailing.probe_models(programs, config.device).await?;
+    if jailing.is_on() && !protection.is_jailed() {
+        return Err(CommandError::NoJail { summary: protection.summary() });
+    }
+    Ok(protection)
+}
+
+/// How components are run; `None` when they are not, by the owner's wish or for want of their jail.
+async fn guests(
+    jailing: Jailing,
+    programs: &Programs,
+    config: &Config,
+    state: &Path,
+    reporter: Reporter,
+) -> Result<Option<GuestHouse>, CommandError> {
+    if !config.guests {
+        return Ok(None);
+    }
+    let protection = jailing.probe_guests(programs).await;
+    if jailing.is_on() && !protection.is_jailed() {
+        reporter.no_guests(&protection.summary());
+        return Ok(None);
+    }
+    let (program, memory_mib) = (programs.guest.clone(), config.guest_memory_mib);
+    Ok(Some(GuestHouse::open(program, jailing.is_on(), state, memory_mib).await?))
 }
 
 /// A place to start counting quotes that no earlier run used.
@@ -128,12 +172,18 @@ async fn start_network(identity: &Identity, config: &Config) -> Result<(Network,
     Ok(Network::start(identity, network).await?)
 }
 
-/// Loads every model; false when the owner stopped it on the way.
+/// Loads every model, unless the owner has the machine; false when it was stopped on the way.
 async fn start_workers(
     desk: &Arc<Desk>,
     stop: &CancellationToken,
     reporter: Reporter,
 ) -> Result<bool, CommandError> {
+    let owner = desk.gate().owner();
+    if !owner.wants_workers() {
+        let names: Vec<_> = desk.slots().iter().map(|slot| slot.model().name.as_str()).collect();
+        reporter.ready_paused(desk.me(), &names, &owner, wall_now());
+        return Ok(true);
+    }
     for slot in desk.slots() {
         tokio::select! {
             biased;
@@ -145,6 +195,6 @@ async fn start_workers(
     if let Err(error) = desk.renew_offer() {
         tracing::error!(%error, "the offer cannot be signed");
     }
-    reporter.ready(desk.me(), &ready, desk.prices().run);
+    reporter.ready(desk.me(), &ready, desk.prices().run, desk.protection());
     Ok(true)
 }
