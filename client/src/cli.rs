@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use potluck_node::telemetry;
 
+use crate::command::exec::{self, ExecArgs};
 use crate::command::ledger::{self, LedgerCommand};
+use crate::command::new::{self, NewArgs};
 use crate::command::run::{self, RunArgs};
 use crate::command::search::{self, SearchCommand};
 use crate::error::Failure;
@@ -32,6 +34,10 @@ struct Cli {
 enum Command {
     /// Run one prompt on the network
     Run(RunArgs),
+    /// Run a component of your own on the network
+    Exec(ExecArgs),
+    /// Begin a job of your own, in a new folder
+    New(NewArgs),
     /// Who offers what, at what price
     #[command(subcommand)]
     Search(SearchCommand),
@@ -50,10 +56,16 @@ pub fn main() -> ExitCode {
     }
     let (mut printer, result) = match cli.command {
         Command::Run(args) => {
-            let mut printer = Printer::new(args.json, args.quiet);
+            let mut printer = Printer::new(args.rent.json, args.rent.quiet);
             let result = block_on(run::run(args, &mut printer));
             (printer, result)
         }
+        Command::Exec(args) => {
+            let mut printer = Printer::new(args.rent.json, args.rent.quiet);
+            let result = block_on(exec::run(args, &mut printer));
+            (printer, result)
+        }
+        Command::New(args) => (Printer::new(false, false), new::run(&args).map_err(Failure::from)),
         Command::Search(SearchCommand::Offers(args)) => {
             let printer = Printer::new(args.json, false);
             let result = block_on(search::run(&args, &printer));

@@ -62,6 +62,17 @@ pub fn thousandths(text: &str) -> Result<u32, String> {
     format!("{whole}{fraction:0<3}").parse().map_err(|_| "too large".into())
 }
 
+/// The seed as given, or one drawn at random.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub fn seed(given: Option<u64>) -> Result<u64, Failure> {
+    given.map_or_else(
+        || getrandom::u64().map_err(|why| Failure::Internal { what: format!("no randomness: {why}") }),
+        Ok,
+    )
+}
+
 /// The job for one prompt.
 #[must_use]
 pub fn job(model: ContentHash, system: Option<String>, prompt: String, sampling: Sampling) -> JobSpec {

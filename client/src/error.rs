@@ -15,8 +15,11 @@ use potluck_protocol::fault::{Fault, RefusalCode};
 use potluck_protocol::id::PeerId;
 use potluck_protocol::job::JobError;
 use potluck_protocol::lane::MeterRefused;
+use potluck_protocol::offer::Protection;
 use potluck_protocol::unit::{AmountError, NanoCredit, Rate};
 use thiserror::Error;
+
+use crate::command::new::NewError;
 
 /// A failure as the renter sees it.
 #[derive(Debug, Error)]
@@ -39,7 +42,10 @@ pub enum Failure {
     #[error("{0}")]
     Amount(#[from] AmountError),
     /// Nobody serves the model now.
-    #[error("nobody on the network serves {model} now (asked {asked} providers in {waited:.1?})")]
+    #[error(
+        "nobody on the network serves {model} now (asked {asked} providers in {waited:.1?}{})",
+        refusal.as_ref().map(|said| format!("; {said}")).unwrap_or_default()
+    )]
     NoProvider {
         /// Which model.
         model: String,
@@ -47,6 +53,8 @@ pub enum Failure {
         asked: usize,
         /// How long it was looked for.
         waited: Duration,
+        /// Why one of them quoted no price: who, and its words.
+        refusal: Option<String>,
     },
     /// No bootstrap answered.
     #[error("{0}")]
@@ -60,6 +68,34 @@ pub enum Failure {
         limit: Rate,
         /// How many quoted.
         quotes: usize,
+    },
+    /// All quotes are from machines with too little of a jail.
+    #[error(
+        "none of {quotes} quotes is behind a jail that is {}; the best is {}",
+        least.name(),
+        best.name()
+    )]
+    Unprotected {
+        /// The best protection quoted.
+        best: Protection,
+        /// The least that was asked for.
+        least: Protection,
+        /// How many quoted.
+        quotes: usize,
+    },
+    /// The component gave an error, trapped or broke a limit; its time is owed.
+    #[error("the component failed: {reason}")]
+    GuestFailed {
+        /// In the component's or the runtime's words.
+        reason: String,
+    },
+    /// A file that the person named.
+    #[error("cannot use {}: {source}", path.display())]
+    Input {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
     },
     /// The budget does not pay for one millisecond.
     #[error("a budget of {budget} does not pay for one millisecond at {rate}")]
@@ -82,7 +118,7 @@ pub enum Failure {
         paid_ms: u64,
     },
     /// The job was as long as the provider takes; settled.
-    #[error("{} takes jobs of at most {paid_ms} ms; it stopped after {tokens} tokens", provider.short())]
+    #[error("the job's longest time was reached at {}: {paid_ms} ms paid, {tokens} tokens came", provider.short())]
     TimeReached {
         /// Who.
         provider: PeerId,
@@ -102,6 +138,22 @@ pub enum Failure {
         reason: String,
         /// Had it been accepted?
         started: bool,
+    },
+    /// The provider's owner needed the machine; settled, and nobody's fault.
+    #[error(
+        "the owner of {} needs the machine; it ended after {tokens} tokens; {paid_ms} ms ({amount}) paid, \
+         nothing more is owed",
+        provider.short()
+    )]
+    OwnerYielded {
+        /// Whose.
+        provider: PeerId,
+        /// Tokens that came.
+        tokens: u32,
+        /// Milliseconds paid.
+        paid_ms: u64,
+        /// What they cost.
+        amount: NanoCredit,
     },
     /// The provider was lost in the middle.
     #[error("{} was lost after {tokens} tokens: {why}", provider.short())]
@@ -161,6 +213,9 @@ pub enum Failure {
     /// The network cannot be started.
     #[error("{0}")]
     Network(#[from] StartError),
+    /// No folder for a new job.
+    #[error("{0}")]
+    New(#[from] NewError),
     /// A local file or stream.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -189,10 +244,14 @@ impl Failure {
             Self::NoProvider { .. } => "no_provider",
             Self::Join(_) => "no_bootstrap",
             Self::TooDear { .. } => "over_max_price",
+            Self::Unprotected { .. } => "unprotected",
+            Self::GuestFailed { .. } => "guest_failed",
+            Self::Input { .. } => "input",
             Self::BudgetTooSmall { .. } => "budget_too_small",
             Self::BudgetReached { .. } => "budget_reached",
             Self::TimeReached { .. } => "time_reached",
             Self::Refused { code, .. } => code.name(),
+            Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
             Self::ProviderLost { .. } => "provider_lost",
             Self::Unreachable { .. } => "unreachable",
             Self::Misbehaved { .. } => "protocol_violation",
@@ -202,6 +261,7 @@ impl Failure {
             Self::Identity(_) => "identity",
             Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
             Self::Network(_) => "network",
+            Self::New(why) => why.code(),
             Self::Io { .. } => "io",
             Self::Internal { .. } => "internal",
         }
@@ -216,12 +276,17 @@ impl Failure {
             | Self::Job(_)
             | Self::Amount(_)
             | Self::TooDear { .. }
+            | Self::Unprotected { .. }
+            | Self::GuestFailed { .. }
+            | Self::Input { .. }
             | Self::BudgetTooSmall { .. }
             | Self::BudgetReached { .. }
             | Self::TimeReached { .. }
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::New(why) => why.fault(),
             Self::Refused { code, .. } => code.fault(),
+            Self::OwnerYielded { .. } => Fault::Nobody,
             Self::ProviderLost { .. } | Self::Misbehaved { .. } | Self::Overclaimed { .. } => Fault::Provider,
             Self::State(_)
             | Self::Identity(_)
@@ -240,10 +305,13 @@ impl Failure {
     pub fn exit(&self) -> u8 {
         match self {
             Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
-            Self::NoProvider { .. } | Self::Join(_) => 3,
+            Self::Input { .. } => 2,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
             Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) => 5,
+            Self::New(NewError::Io { .. }) => 5,
+            Self::New(_) => 2,
             Self::Cancelled { .. } => 130,
             _ => 1,
         }
@@ -254,6 +322,7 @@ impl Failure {
     pub fn hint(&self) -> String {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
+            Self::New(why) => why.hint(),
             Self::UnknownModel(UnknownModel { closest, .. }) => {
                 format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
             }
@@ -265,14 +334,28 @@ impl Failure {
             }
             Self::Join(_) => "nothing was spent; check --bootstrap and your connection".into(),
             Self::TooDear { .. } => "nothing was spent; raise --max-price or wait".into(),
+            Self::Unprotected { .. } => {
+                "nothing was spent; wait for a jailed provider, or accept the risk to \
+                                         what you send with --protection none"
+                    .into()
+            }
+            Self::GuestFailed { .. } => {
+                "its log is above; only the time that was metered is owed: potluck ledger receipts".into()
+            }
+            Self::Input { .. } => "nothing was spent; check the path".into(),
             Self::BudgetTooSmall { .. } => "nothing was spent; raise --budget".into(),
             Self::BudgetReached { .. } => "raise --budget for a longer answer".into(),
-            Self::TimeReached { .. } => "the answer so far is yours and paid; ask for the rest".into(),
+            Self::TimeReached { .. } => {
+                "what came is yours and paid; ask for the rest, or raise --max-seconds of a component".into()
+            }
             Self::Refused { started: false, .. } | Self::Unreachable { .. } => {
                 "nothing was spent; run it again, or choose another provider with --provider".into()
             }
             Self::Refused { .. } => {
                 "only the time that was metered is owed; see potluck ledger receipts".into()
+            }
+            Self::OwnerYielded { .. } => {
+                "the answer so far is yours and paid; run it again: another provider takes it".into()
             }
             Self::ProviderLost { .. } => {
                 "the answer so far is yours; only vouched time is owed; run it again".into()
@@ -308,7 +391,16 @@ mod tests {
         assert_eq!(refused(RefusalCode::PromptTooLong).fault(), Fault::Renter);
         assert_eq!(refused(RefusalCode::BudgetTooSmall).exit(), 4);
         assert_eq!(Failure::Cancelled { tokens: 0 }.exit(), 130);
-        let none = Failure::NoProvider { model: "m".into(), asked: 0, waited: Duration::from_secs(1) };
+        let (provider, amount) = (PeerId::from_bytes([1; 32]), NanoCredit::new(9_333));
+        let yielded = Failure::OwnerYielded { provider, tokens: 31, paid_ms: 840, amount };
+        assert_eq!((yielded.exit(), yielded.code(), yielded.fault()), (1, "owner_yield", Fault::Nobody));
+        assert!(yielded.to_string().contains("31 tokens; 840 ms ($0.000009333) paid"), "{yielded}");
+        let none = Failure::NoProvider {
+            model: "m".into(),
+            asked: 0,
+            waited: Duration::from_secs(1),
+            refusal: None,
+        };
         assert_eq!((none.exit(), none.code()), (3, "no_provider"));
     }
 }

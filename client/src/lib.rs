@@ -12,5 +12,6 @@ pub mod compose;
 pub mod error;
 pub mod joined;
 pub mod output;
+pub mod rent;
 pub mod search;
 pub mod session;

@@ -29,6 +29,8 @@ pub enum Event<'a> {
         run_nanocredits_per_second: u64,
         /// Price of loading, nano-credits per GPU-second.
         load_nanocredits_per_second: u64,
+        /// Price of a component's own time, nano-credits per second.
+        guest_nanocredits_per_second: u64,
         /// Is the model in memory?
         warm: bool,
         /// Jobs that run first.
@@ -65,12 +67,33 @@ pub enum Event<'a> {
         /// How many tokens it took.
         tokens: usize,
     },
+    /// How far a component says it is.
+    Progress {
+        /// In thousandths.
+        permille: u32,
+        /// Doing what.
+        note: &'a str,
+    },
+    /// A piece of a component's log.
+    Log {
+        /// Its text; what is not UTF-8 is replaced.
+        text: &'a str,
+    },
+    /// What a component gave.
+    Result {
+        /// `utf-8`, or `hex` when the bytes are not UTF-8.
+        encoding: &'a str,
+        /// The result in that encoding.
+        data: &'a str,
+    },
     /// What is owed, agreed by both.
     Settled {
         /// To whom.
         provider: PeerId,
         /// Worker time, load and run together, in milliseconds.
         gpu_ms: u64,
+        /// A component's own time, in milliseconds.
+        guest_ms: u64,
         /// What is owed for this job.
         amount_nanocredits: u64,
         /// Vouchers signed.
@@ -163,6 +186,7 @@ impl Printer {
             provider: quote.provider,
             run_nanocredits_per_second: quote.terms.run.get(),
             load_nanocredits_per_second: quote.terms.load.get(),
+            guest_nanocredits_per_second: quote.terms.guest.get(),
             warm: quote.warm,
             ahead: quote.ahead,
             hardware: &quote.hardware.name,
@@ -189,6 +213,7 @@ impl Printer {
             Phase::Queued => format!("queued, {ahead} ahead"),
             Phase::Load => "loading the model".into(),
             Phase::Run => "running".into(),
+            Phase::Guest => "the component works".into(),
             Phase::Stalled => "waiting for payment to cross".into(),
         });
         self.event(&Event::Phase { phase, ahead })
@@ -219,6 +244,65 @@ impl Printer {
         stdout.flush()
     }
 
+    /// How far a component is.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn progress(&self, permille: u32, note: &str) -> io::Result<()> {
+        self.waiting(format!("{}.{} % {}", permille / 10, permille % 10, harmless(note)));
+        self.event(&Event::Progress { permille, note })
+    }
+
+    /// A piece of a component's log: prose, so on stderr.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn log(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let text = String::from_utf8_lossy(bytes);
+        if self.json {
+            return self.event(&Event::Log { text: &text });
+        }
+        if !self.quiet {
+            self.stop_spinner();
+            let mut stderr = io::stderr().lock();
+            let text = if stderr.is_terminal() { harmless(&text).into() } else { text };
+            // A closed stderr is nobody's concern.
+            let _ = stderr.write_all(text.as_bytes());
+        }
+        Ok(())
+    }
+
+    /// What a component gave, whole. Bytes that are not text are not sent to a terminal.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn result(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stop_spinner();
+        let text = std::str::from_utf8(bytes).ok();
+        if self.json {
+            let hex = if text.is_some() { String::new() } else { potluck_protocol::id::hex(bytes) };
+            let (encoding, data) = text.map_or(("hex", hex.as_str()), |text| ("utf-8", text));
+            return self.event(&Event::Result { encoding, data });
+        }
+        let mut stdout = io::stdout().lock();
+        match text {
+            Some(text) if self.terminal => {
+                stdout.write_all(harmless(text).as_bytes())?;
+                if !text.ends_with('\n') {
+                    stdout.write_all(b"\n")?;
+                }
+            }
+            None if self.terminal => {
+                eprintln_prose(&format!(
+                    "{} bytes that are not text: keep them with --output FILE",
+                    bytes.len()
+                ));
+            }
+            _ => stdout.write_all(bytes)?,
+        }
+        stdout.flush()
+    }
+
     fn stop_spinner(&mut self) {
         if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();
@@ -243,7 +327,8 @@ impl Printer {
         self.end_text();
         self.event(&Event::Settled {
             provider: outcome.provider,
-            gpu_ms: outcome.usage.total().get(),
+            gpu_ms: outcome.usage.load.saturating_add(outcome.usage.run).get(),
+            guest_ms: outcome.usage.guest.get(),
             amount_nanocredits: outcome.amount.get(),
             vouchers: outcome.vouchers,
             receipt: outcome.receipt,
@@ -256,12 +341,22 @@ impl Printer {
             elapsed_ms: millis(outcome.elapsed),
         })?;
         if !self.json && !self.quiet {
+            let did = if outcome.is_component {
+                let usage = outcome.usage;
+                format!(
+                    "wasm {} ms, models {} ms, loading {} ms",
+                    usage.guest.get(),
+                    usage.run.get(),
+                    usage.load.get()
+                )
+            } else {
+                format!("{} tokens", outcome.completion_tokens)
+            };
             eprintln_prose(&format!(
-                "[{} · {:.2} s · {} · {} tokens · protection: {}]",
+                "[{} · {:.2} s · {} · {did} · jail: {}]",
                 outcome.provider.short(),
                 outcome.elapsed.as_secs_f64(),
                 outcome.amount,
-                outcome.completion_tokens,
                 outcome.protection.name(),
             ));
         }
@@ -280,10 +375,16 @@ impl Printer {
         // Nothing is left to tell when even this cannot be written.
         let _ = self.event(&event);
         if !self.json {
-            let opening = if matches!(failure, Failure::BudgetReached { .. }) { "stopped" } else { "error" };
+            let blameless = matches!(failure, Failure::BudgetReached { .. } | Failure::OwnerYielded { .. });
+            let opening = if blameless { "stopped" } else { "error" };
             eprintln_prose(&format!("{opening}: {failure}\n  {}", failure.hint()));
         }
     }
+}
+
+/// A stranger's text without what could steer a terminal.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 /// Writes prose to stderr; a closed stderr is nobody's concern.
@@ -322,6 +423,10 @@ pub struct Outcome {
     pub prompt_tokens: u32,
     /// Tokens written.
     pub completion_tokens: u32,
+    /// Was it a component?
+    pub is_component: bool,
+    /// What the component gave.
+    pub output: Vec<u8>,
     /// From the begin to the first token.
     pub ttft: Option<Duration>,
     /// From the begin to the end.
@@ -337,6 +442,7 @@ mod tests {
         let event = Event::Settled {
             provider: PeerId::from_bytes([1; 32]),
             gpu_ms: 1_284,
+            guest_ms: 0,
             amount_nanocredits: 14_266,
             vouchers: 2,
             receipt: None,

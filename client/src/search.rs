@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use potluck_node::net::{DhtKey, Network};
 use potluck_protocol::id::{ContentHash, PeerId};
-use potluck_protocol::offer::Quote;
+use potluck_protocol::offer::{GuestNeeds, Protection, Quote};
 use potluck_protocol::sign::Verified;
 use potluck_protocol::unit::{Rate, UnixMillis};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse};
@@ -21,6 +21,52 @@ const MAX_ASKED: usize = 16;
 const QUOTE_LIMIT: Duration = Duration::from_secs(3);
 /// The whole search: an error comes well within 15 s.
 pub const SEARCH_LIMIT: Duration = Duration::from_secs(6);
+
+/// What a quote is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// An answer of this model.
+    Model(ContentHash),
+    /// A run of this component.
+    Component {
+        /// Its blake3.
+        component: ContentHash,
+        /// What it needs.
+        needs: GuestNeeds,
+    },
+}
+
+impl Wanted {
+    /// Where providers of it are filed.
+    fn key(&self) -> DhtKey {
+        match self {
+            Self::Model(model) => DhtKey::model(*model),
+            // Whoever serves the models is found by the rarest guess, the first; what it lacks of the
+            // others, or of components, it says when it is asked.
+            Self::Component { needs, .. } => {
+                needs.models.first().map_or_else(DhtKey::guests, |model| DhtKey::model(*model))
+            }
+        }
+    }
+
+    fn question(&self) -> QuoteRequest {
+        match self {
+            Self::Model(model) => QuoteRequest::Quote { model: *model },
+            Self::Component { component, needs } => {
+                QuoteRequest::Exec { component: *component, needs: needs.clone() }
+            }
+        }
+    }
+
+    fn is_quoted(&self, quote: &Quote) -> bool {
+        match self {
+            Self::Model(model) => quote.model == *model && quote.guest.is_none(),
+            Self::Component { component, needs } => {
+                quote.model == *component && quote.guest.as_ref() == Some(needs)
+            }
+        }
+    }
+}
 
 /// A quote that checks out, and how long its provider took to answer.
 #[derive(Debug, Clone)]
@@ -38,6 +84,8 @@ pub struct Found {
     pub asked: usize,
     /// Usable quotes, best first.
     pub candidates: Vec<Candidate>,
+    /// Why one of them quoted no price: who, and its words (a stranger's, without control characters).
+    pub refusal: Option<String>,
 }
 
 /// Wall-clock time now, for expiry only.
@@ -47,18 +95,15 @@ pub fn wall_clock() -> UnixMillis {
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Quotes for `model`: from `only`, or from whoever the DHT names. Ends when all have answered.
-pub async fn quotes(network: &Network, model: ContentHash, only: Option<PeerId>) -> Found {
+/// Quotes for what is `wanted`: from `only`, or from whoever the DHT names. Ends when all have answered.
+pub async fn quotes(network: &Network, wanted: &Wanted, only: Option<PeerId>) -> Found {
     let begun = Instant::now();
     loop {
         let peers = match only {
             Some(peer) => vec![peer],
-            None => network
-                .find_providers(DhtKey::model(model), MAX_ASKED, SEARCH_LIMIT)
-                .await
-                .unwrap_or_default(),
+            None => network.find_providers(wanted.key(), MAX_ASKED, SEARCH_LIMIT).await.unwrap_or_default(),
         };
-        let found = ask_all(network, model, peers).await;
+        let found = ask_all(network, wanted, peers).await;
         // A provider that has just come up may not be filed yet: one more look while time is left.
         if !found.candidates.is_empty() || begun.elapsed() > SEARCH_LIMIT / 2 {
             return found;
@@ -67,21 +112,32 @@ pub async fn quotes(network: &Network, model: ContentHash, only: Option<PeerId>)
     }
 }
 
-async fn ask_all(network: &Network, model: ContentHash, peers: Vec<PeerId>) -> Found {
+async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Found {
     let us = network.local_peer();
     let others = peers.into_iter().filter(|peer| *peer != us).take(MAX_ASKED);
-    let mut asking: FuturesUnordered<_> = others.map(|peer| ask(network, peer, model)).collect();
+    let mut asking: FuturesUnordered<_> = others.map(|peer| ask(network, peer, wanted)).collect();
     let mut found = Found { asked: asking.len(), ..Found::default() };
     while let Some(answer) = asking.next().await {
-        found.candidates.extend(answer);
+        match answer {
+            Some(Answer::Quote(candidate)) => found.candidates.push(*candidate),
+            Some(Answer::Refused(said)) => found.refusal = Some(said),
+            None => {}
+        }
     }
     rank(&mut found.candidates);
     found
 }
 
-/// One provider's quote; `None` when it has none, does not answer, or sends what does not check out.
-async fn ask(network: &Network, peer: PeerId, model: ContentHash) -> Option<Candidate> {
-    let request = wire::encode(&QuoteRequest::Quote { model }).ok()?;
+/// What a provider that keeps to the protocol says.
+enum Answer {
+    Quote(Box<Candidate>),
+    Refused(String),
+}
+
+/// One provider's quote, or its refusal; `None` when it does not answer, or sends what does not check
+/// out.
+async fn ask(network: &Network, peer: PeerId, wanted: &Wanted) -> Option<Answer> {
+    let request = wire::encode(&wanted.question()).ok()?;
     let asked = Instant::now();
     let answer = network.ask(peer, request, QUOTE_LIMIT).await;
     let rtt = asked.elapsed();
@@ -93,11 +149,12 @@ async fn ask(network: &Network, peer: PeerId, model: ContentHash) -> Option<Cand
             body.check(peer, network.local_peer(), wall_clock())
                 .inspect_err(|why| tracing::warn!(%peer, %why, "unusable quote"))
                 .ok()?;
-            (body.model == model).then_some(Candidate { quote, rtt })
+            (wanted.is_quoted(body)).then(|| Answer::Quote(Box::new(Candidate { quote, rtt })))
         }
         Ok(QuoteResponse::Refused(refusal)) => {
             tracing::info!(%peer, reason = refusal.reason, "quote refused");
-            None
+            let words: String = refusal.reason.chars().filter(|c| !c.is_control()).take(80).collect();
+            Some(Answer::Refused(format!("{} says: {words}", peer.short())))
         }
         Ok(QuoteResponse::Offer(_)) | Err(_) => {
             tracing::warn!(%peer, "answered a quote request with something else");
@@ -106,13 +163,27 @@ async fn ask(network: &Network, peer: PeerId, model: ContentHash) -> Option<Cand
     }
 }
 
-/// Best first: cheapest, then warm, then the shortest queue, then the nearest; the peer id decides
+/// Best first: cheapest to run, then for a component's own time, then warm, then the shortest queue, then the nearest; the peer id decides
 /// the rest, so that the order is total.
 fn rank(candidates: &mut [Candidate]) {
     candidates.sort_by_key(|candidate| {
         let quote = candidate.quote.body();
-        (quote.terms.run, !quote.warm, quote.ahead, candidate.rtt, quote.provider)
+        (quote.terms.run, quote.terms.guest, !quote.warm, quote.ahead, candidate.rtt, quote.provider)
     });
+}
+
+/// Those behind at least so much of a jail.
+///
+/// # Errors
+/// When there are quotes, and all are behind less.
+pub fn shielded(candidates: Vec<Candidate>, least: Protection) -> Result<Vec<Candidate>, Failure> {
+    let quotes = candidates.len();
+    let best = candidates.iter().map(|c| c.quote.body().protection).max();
+    let fit: Vec<_> = candidates.into_iter().filter(|c| c.quote.body().protection >= least).collect();
+    match best {
+        Some(best) if fit.is_empty() => Err(Failure::Unprotected { best, least, quotes }),
+        _ => Ok(fit),
+    }
 }
 
 /// Those that cost at most `limit`.
@@ -144,9 +215,11 @@ mod tests {
             renter: PeerId::from_bytes([0; 32]),
             serial: 1,
             model: ContentHash::of(b"model"),
+            guest: None,
             terms: Terms {
                 run: Rate::new(rate),
                 load: Rate::ZERO,
+                guest: Rate::ZERO,
                 quantum: GpuMillis::new(1_000),
                 window: GpuMillis::new(2_000),
             },
@@ -174,6 +247,26 @@ mod tests {
             .map(|c| (c.quote.body().terms.run.get(), c.quote.body().warm, c.quote.body().ahead))
             .collect();
         assert_eq!(order, [(10, true, 1), (10, true, 2), (10, false, 0), (20, true, 0)]);
+    }
+
+    #[test]
+    fn a_job_goes_behind_a_jail_or_nowhere() {
+        let all = vec![candidate(1, 20, true, 0), candidate(2, 10, true, 0)];
+        assert_eq!(shielded(all.clone(), Protection::None).unwrap().len(), 2);
+        let bare = shielded(all, Protection::Full).unwrap_err();
+        assert!(matches!(bare, Failure::Unprotected { best: Protection::None, quotes: 2, .. }));
+    }
+
+    #[test]
+    fn a_quote_for_something_else_is_no_quote() {
+        let quote = candidate(1, 20, true, 0).quote.body().clone();
+        let model = Wanted::Model(quote.model);
+        assert!(model.is_quoted(&quote));
+        let needs = GuestNeeds { models: vec![quote.model], memory_mib: 64 };
+        let component = Wanted::Component { component: quote.model, needs: needs.clone() };
+        assert!(!component.is_quoted(&quote));
+        let guest = Quote { guest: Some(needs), ..quote };
+        assert!(component.is_quoted(&guest) && !model.is_quoted(&guest));
     }
 
     #[test]

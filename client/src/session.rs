@@ -14,7 +14,7 @@ use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::{FinishReason, job_digest};
 use potluck_protocol::lane::RenterLane;
-use potluck_protocol::limits::{MAX_JOB_PART_BYTES, SILENCE_MS};
+use potluck_protocol::limits::{MAX_GUEST_OUTPUT_BYTES, MAX_JOB_PART_BYTES, SILENCE_MS};
 use potluck_protocol::offer::Quote;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt};
 use potluck_protocol::sign::{Signed, Verified};
@@ -55,6 +55,26 @@ pub struct Desk<'a> {
 pub struct Spending {
     /// In money.
     pub budget: NanoCredit,
+    /// In time, when less than the provider allows.
+    pub max_ms: Option<GpuMillis>,
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub struct Order {
+    /// The job's canonical bytes.
+    pub job_bytes: Vec<u8>,
+    /// What follows it when it runs a component.
+    pub payload: Option<Payload>,
+}
+
+/// A component and its input, as the job names them by hash.
+#[derive(Debug)]
+pub struct Payload {
+    /// Binary wasm.
+    pub component: Vec<u8>,
+    /// Any bytes.
+    pub input: Vec<u8>,
 }
 
 /// How a job at one provider failed: may the next one be tried?
@@ -79,16 +99,17 @@ impl<E: Into<Failure>> From<E> for JobFailure {
 pub async fn run(
     desk: &Desk<'_>,
     candidate: &Candidate,
-    job_bytes: &[u8],
+    order: &Order,
     spending: Spending,
     printer: &mut Printer,
 ) -> Result<Outcome, JobFailure> {
     let quote = candidate.quote.body();
-    if quote.terms.run.amount(GpuMillis::new(1)) > spending.budget {
-        let failure = Failure::BudgetTooSmall { budget: spending.budget, rate: quote.terms.run };
-        return Err(JobFailure::Final(failure));
+    // A component works before its models do.
+    let rate = if order.payload.is_some() { quote.terms.guest } else { quote.terms.run };
+    if rate.amount(GpuMillis::new(1)) > spending.budget {
+        return Err(JobFailure::Final(Failure::BudgetTooSmall { budget: spending.budget, rate }));
     }
-    let contract = sign_contract(desk, &candidate.quote, job_bytes, spending)?;
+    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, spending)?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
     let stream =
@@ -114,8 +135,11 @@ pub async fn run(
         stopping: None,
         output_gone: false,
         closed: false,
+        payload: order.payload.as_ref(),
+        wanted: false,
+        output: Vec::new(),
     };
-    let outcome = session.converse(job_bytes, &candidate.quote, printer).await;
+    let outcome = session.converse(&order.job_bytes, &candidate.quote, printer).await;
     if let Err(JobFailure::Final(failure) | JobFailure::NotStarted(failure)) = &outcome {
         session.abandon(failure).await;
     }
@@ -137,7 +161,7 @@ fn sign_contract(
         quote: quote.digest(),
         terms: body.terms,
         max_total: spending.budget,
-        max_ms: body.max_ms,
+        max_ms: spending.max_ms.map_or(body.max_ms, |ours| ours.min(body.max_ms)),
         created: now,
         start_by: now.saturating_add(UnixMillis::new(START_WITHIN_MS)),
     };
@@ -169,6 +193,12 @@ struct Session<'a> {
     output_gone: bool,
     /// The provider's close is in our ledger.
     closed: bool,
+    /// The component, when the job runs one.
+    payload: Option<&'a Payload>,
+    /// The provider asked for the component or its input.
+    wanted: bool,
+    /// What the component gave so far.
+    output: Vec<u8>,
 }
 
 impl Session<'_> {
@@ -259,7 +289,9 @@ impl Session<'_> {
         frame: ProviderFrame,
         printer: &mut Printer,
     ) -> Result<Option<Outcome>, JobFailure> {
-        if self.accepted.is_none() && !matches!(frame, ProviderFrame::Accept(_) | ProviderFrame::Refuse(_)) {
+        let early =
+            matches!(frame, ProviderFrame::Accept(_) | ProviderFrame::Refuse(_) | ProviderFrame::Want { .. });
+        if self.accepted.is_none() && !early {
             return Err(self.misbehaved("it worked before it accepted".into()));
         }
         let printed = match frame {
@@ -277,6 +309,21 @@ impl Session<'_> {
             }
             ProviderFrame::Receipt(receipt) => {
                 self.on_receipt(*receipt).await?;
+                Ok(())
+            }
+            ProviderFrame::Want { component } => {
+                self.on_want(component, printer).await?;
+                Ok(())
+            }
+            ProviderFrame::Progress { .. } | ProviderFrame::Log(_) | ProviderFrame::OutputPart(_)
+                if self.payload.is_none() =>
+            {
+                return Err(self.misbehaved("it spoke of a component; none was sent".into()));
+            }
+            ProviderFrame::Progress { permille, note } => printer.progress(permille, &note),
+            ProviderFrame::Log(bytes) => printer.log(&bytes),
+            ProviderFrame::OutputPart(part) => {
+                self.on_part(&part)?;
                 Ok(())
             }
             ProviderFrame::Close { close, refusal } => {
@@ -319,8 +366,39 @@ impl Session<'_> {
                 | RefusalCode::OwnerYield
                 | RefusalCode::Expired
                 | RefusalCode::CreditExhausted
+                | RefusalCode::NoGuests
         );
         if elsewhere && !started { JobFailure::NotStarted(failure) } else { JobFailure::Final(failure) }
+    }
+
+    /// Sends the component, if the provider lacks it, and the input.
+    async fn on_want(&mut self, component: bool, printer: &Printer) -> Result<(), JobFailure> {
+        let Some(payload) = self.payload.filter(|_| !self.wanted && self.accepted.is_none()) else {
+            return Err(self.misbehaved("it asked for a component that is not its to ask for".into()));
+        };
+        self.wanted = true;
+        if component {
+            printer.waiting(format!("sending the component, {} KiB", payload.component.len() / 1024));
+        }
+        let component = if component { payload.component.as_slice() } else { &[] };
+        for part in component.chunks(MAX_JOB_PART_BYTES).chain(payload.input.chunks(MAX_JOB_PART_BYTES)) {
+            if self.desk.stop.is_cancelled() {
+                return self.cancel().await;
+            }
+            self.send(&RenterFrame::JobPart(part.to_vec())).await?;
+        }
+        Ok(())
+    }
+
+    fn on_part(&mut self, part: &[u8]) -> Result<(), JobFailure> {
+        let most = usize::try_from(MAX_GUEST_OUTPUT_BYTES).unwrap_or(usize::MAX);
+        if self.output.len().saturating_add(part.len()) > most {
+            return Err(self.misbehaved("it sent more output than a component may give".into()));
+        }
+        self.lane.delivered_part(part);
+        self.output.extend_from_slice(part);
+        self.ttft.get_or_insert_with(|| self.desk.begun.elapsed());
+        Ok(())
     }
 
     fn on_phase(&mut self, phase: Phase, ahead: u32, printer: &Printer) -> std::io::Result<()> {
@@ -383,7 +461,7 @@ impl Session<'_> {
         self.verdict(body, refusal, outcome)
     }
 
-    fn outcome(&self, close: &Close) -> Outcome {
+    fn outcome(&mut self, close: &Close) -> Outcome {
         Outcome {
             provider: self.provider,
             protection: self.quote.protection,
@@ -393,7 +471,9 @@ impl Session<'_> {
             receipt: self.receipt,
             finish: close.finish,
             prompt_tokens: close.prompt_tokens.max(self.prompt_tokens),
-            completion_tokens: self.lane.received(),
+            completion_tokens: if self.payload.is_some() { 0 } else { self.lane.received() },
+            is_component: self.payload.is_some(),
+            output: std::mem::take(&mut self.output),
             ttft: self.ttft,
             elapsed: self.desk.begun.elapsed(),
         }
@@ -409,6 +489,10 @@ impl Session<'_> {
         if self.stopping.is_some() {
             return Err(JobFailure::Final(Failure::Cancelled { tokens: outcome.completion_tokens }));
         }
+        if close.reason == CloseReason::Completed && close.finish == FinishReason::Failed {
+            let reason = refusal.map_or_else(|| "it gave no reason".to_owned(), |refusal| refusal.reason);
+            return Err(JobFailure::Final(Failure::GuestFailed { reason }));
+        }
         let ended = |code, reason: &str| {
             let (code, reason) = match refusal {
                 Some(refusal) => (refusal.code, refusal.reason),
@@ -419,7 +503,12 @@ impl Session<'_> {
         match close.reason {
             CloseReason::Completed => Ok(outcome),
             CloseReason::LimitReached => Err(JobFailure::Final(self.limit_reached(&outcome))),
-            CloseReason::OwnerYield => Err(ended(RefusalCode::OwnerYield, "the owner took the machine back")),
+            CloseReason::OwnerYield => Err(JobFailure::Final(Failure::OwnerYielded {
+                provider: self.provider,
+                tokens: outcome.completion_tokens,
+                paid_ms: outcome.usage.total().get(),
+                amount: outcome.amount,
+            })),
             CloseReason::ProviderFailed => Err(ended(RefusalCode::WorkerFailed, "its worker failed")),
             CloseReason::RenterFailed => Err(ended(RefusalCode::VoucherMissing, "it misses a voucher")),
             CloseReason::RenterCancelled | CloseReason::PeerLost => {

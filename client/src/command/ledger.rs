@@ -94,7 +94,7 @@ fn receipts(ledger: &Ledger, json: bool) -> Result<std::io::Result<()>, Failure>
             "{}   {}   {} ms   {}   {} vouchers   {} tokens",
             lane.lane,
             lane.peer.short(),
-            lane.load_ms.saturating_add(lane.run_ms),
+            lane.load_ms.saturating_add(lane.run_ms).saturating_add(lane.guest_ms),
             lane.amount,
             lane.vouchers,
             lane.completion_tokens

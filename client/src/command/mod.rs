@@ -2,6 +2,8 @@
 //!
 //! Owns: nothing itself. Called by [`crate::cli`].
 
+pub mod exec;
 pub mod ledger;
+pub mod new;
 pub mod run;
 pub mod search;

@@ -35,14 +35,18 @@ pub enum SearchCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   potluck search offers --model smollm2-135m
+  potluck search offers --components         who runs programs of your own
   potluck search offers --hardware cpu --json | jq .run_nanocredits_per_second")]
 pub struct OffersArgs {
     /// Offers of this model: its name or its hash
-    #[arg(long, required_unless_present = "hardware")]
+    #[arg(long, required_unless_present_any = ["hardware", "components"])]
     pub model: Option<String>,
     /// Offers on this class of hardware, for example cpu
     #[arg(long, value_name = "CLASS")]
     pub hardware: Option<String>,
+    /// Offers of machines that run components
+    #[arg(long)]
+    pub components: bool,
     /// Show at most so many
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
@@ -89,25 +93,27 @@ async fn rows(joining: &Joining, model: Option<ContentHash>, args: &OffersArgs) 
     let key = match (model, args.hardware.as_deref()) {
         (Some(model), Some(class)) => DhtKey::model_on(model, class),
         (Some(model), None) => DhtKey::model(model),
-        (None, class) => DhtKey::hardware(class.unwrap_or_default()),
+        (None, Some(class)) => DhtKey::hardware(class),
+        (None, None) => DhtKey::guests(),
     };
     let peers = joining.network.find_providers(key, MAX_ASKED, SEARCH_LIMIT).await.unwrap_or_default();
     let mut asking: FuturesUnordered<_> =
         peers.into_iter().take(MAX_ASKED).map(|peer| ask(&joining.network, peer)).collect();
     let (asked, mut rows) = (asking.len(), Vec::new());
     while let Some(offer) = asking.next().await {
-        rows.extend(offer.into_iter().flat_map(|offer| matching(offer, model, args.hardware.as_deref())));
+        rows.extend(offer.into_iter().flat_map(|offer| matching(offer, model, args)));
     }
     if rows.is_empty() {
-        let model = args.model.clone().unwrap_or_else(|| "anything on that hardware".into());
-        return Err(Failure::NoProvider { model, asked, waited: begun.elapsed() });
+        let model = args.model.clone().unwrap_or_else(|| "what you look for".into());
+        return Err(Failure::NoProvider { model, asked, waited: begun.elapsed(), refusal: None });
     }
     Ok(rows)
 }
 
 /// The models of `offer` that were asked for: a provider files itself, so its word is checked here.
-fn matching(offer: Offer, model: Option<ContentHash>, class: Option<&str>) -> Vec<Row> {
-    if class.is_some_and(|class| offer.hardware.class != class) {
+fn matching(offer: Offer, model: Option<ContentHash>, args: &OffersArgs) -> Vec<Row> {
+    let other_class = args.hardware.as_deref().is_some_and(|class| offer.hardware.class != class);
+    if other_class || (args.components && offer.guests.is_none()) {
         return Vec::new();
     }
     let models = offer.models.clone();
@@ -131,8 +137,8 @@ async fn ask(network: &Network, peer: PeerId) -> Option<Offer> {
 fn show(rows: &[Row], json: bool) -> std::io::Result<()> {
     if !json {
         eprintln_prose(&format!(
-            "{:<15} {:<20} {:>10} {:>8}  {:<10} model",
-            "provider", "hardware", "$/h run", "context", "protection"
+            "{:<15} {:<20} {:>10} {:>8}  {:<8} {:<12} model",
+            "provider", "hardware", "$/h run", "context", "jail", "components"
         ));
     }
     for Row { offer, model } in rows {
@@ -150,18 +156,22 @@ fn show(rows: &[Row], json: bool) -> std::io::Result<()> {
                 "hardware": offer.hardware.name,
                 "memory_mib": offer.hardware.memory_mib,
                 "protection": offer.protection,
+                "guest_runtime": offer.guests.as_ref().map(|guests| &guests.runtime),
+                "guest_nanocredits_per_second": offer.guests.as_ref().map(|guests| guests.rate),
+                "guest_memory_mib": offer.guests.as_ref().map(|guests| guests.memory_mib),
                 "epoch": offer.epoch,
                 "expires_unix_ms": offer.expires,
             });
             print_data(&line.to_string())?;
         } else {
             print_data(&format!(
-                "{:<15} {:<20} {:>10} {:>8}  {:<10} {}",
+                "{:<15} {:<20} {:>10} {:>8}  {:<8} {:<12} {}",
                 offer.provider.short(),
                 plain(&offer.hardware.name),
                 model.run.to_string(),
                 model.context_tokens,
                 offer.protection.name(),
+                offer.guests.as_ref().map_or_else(|| "no".to_owned(), |guests| guests.rate.to_string()),
                 plain(&model.name),
             ))?;
         }
@@ -194,9 +204,20 @@ mod tests {
             hardware: Hardware { class: "cpu".into(), name: "CPU".into(), memory_mib: 1 },
             protection: Protection::None,
             models: vec![offered(wanted), offered(ContentHash::of(b"other"))],
+            guests: None,
         };
-        assert_eq!(matching(offer.clone(), Some(wanted), Some("cpu")).len(), 1);
-        assert_eq!(matching(offer.clone(), None, Some("cpu")).len(), 2);
-        assert!(matching(offer, Some(wanted), Some("cuda-8.6-12g")).is_empty());
+        let args = |class: Option<&str>, components| OffersArgs {
+            model: None,
+            hardware: class.map(str::to_owned),
+            components,
+            limit: 20,
+            network: NetworkArgs { bootstrap: Vec::new(), state_dir: None },
+            json: false,
+        };
+        let count = |model, args: OffersArgs| matching(offer.clone(), model, &args).len();
+        assert_eq!(count(Some(wanted), args(Some("cpu"), false)), 1);
+        assert_eq!(count(None, args(Some("cpu"), false)), 2);
+        assert_eq!(count(Some(wanted), args(Some("cuda-8.6-12g"), false)), 0);
+        assert_eq!(count(None, args(None, true)), 0);
     }
 }

@@ -1,0 +1,185 @@
+//! From a wish to a settled job: search, choose, run, and go to the next provider while nothing was
+//! started.
+//!
+//! Owns: the flags and the order of things that every paying verb shares. Never: talks on the wire
+//! itself, or reads a prompt or a component. Called by `potluck run` and `potluck exec`.
+
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use potluck_node::ledger::Ledger;
+use potluck_protocol::id::{IdError, PeerId};
+use potluck_protocol::offer::Protection;
+use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate};
+
+use crate::error::Failure;
+use crate::joined::{Joining, NetworkArgs};
+use crate::output::{Outcome, Printer};
+use crate::search::{self, Candidate, Wanted};
+use crate::session::{self, Desk, JobFailure, Order, Spending};
+
+/// Providers tried one after the other when each refuses before it starts.
+const MAX_TRIES: usize = 3;
+
+/// What must stand between the job and the provider's machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shield {
+    /// Every layer of the jail, tested by the provider at its start
+    Full,
+    /// Some layers
+    Partial,
+    /// Nothing: an owner who runs `--unsafe-no-jail` is taken too
+    None,
+}
+
+impl From<Shield> for Protection {
+    fn from(shield: Shield) -> Self {
+        match shield {
+            Shield::Full => Self::Full,
+            Shield::Partial => Self::Partial,
+            Shield::None => Self::None,
+        }
+    }
+}
+
+/// Flags of every verb that spends.
+#[derive(Debug, Args)]
+pub struct RentArgs {
+    /// The dearest price to accept, in dollars per GPU-hour
+    #[arg(long, value_name = "$/h")]
+    pub max_price: Option<String>,
+    /// The most this job may cost, in dollars
+    #[arg(long, value_name = "$", default_value = "0.01")]
+    pub budget: String,
+    /// Ask this provider only
+    #[arg(long, value_name = "PEER")]
+    pub provider: Option<String>,
+    /// The least jail to accept
+    #[arg(long, value_enum, default_value = "full", env = "POTLUCK_PROTECTION")]
+    pub protection: Shield,
+    /// Where the network is, and where our state.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// One JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// No line of summary
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// A job and the limits it is rented within.
+#[derive(Debug)]
+pub struct Request {
+    name: String,
+    wanted: Wanted,
+    order: Order,
+    spending: Spending,
+    max_price: Option<Rate>,
+    protection: Protection,
+    provider: Option<PeerId>,
+}
+
+impl Request {
+    /// A request as the flags say. `name` is what people call the job; `max_ms` the longest it may take,
+    /// when the person set one.
+    ///
+    /// # Errors
+    /// When a price, an amount or a provider's id is not one.
+    pub fn new(
+        args: &RentArgs,
+        name: String,
+        wanted: Wanted,
+        order: Order,
+        max_ms: Option<GpuMillis>,
+    ) -> Result<Self, Failure> {
+        let max_price = args.max_price.as_deref().map(Rate::from_dollars_per_hour).transpose()?;
+        let budget = NanoCredit::from_dollars(&args.budget)?;
+        let provider =
+            args.provider.as_deref().map(str::parse).transpose().map_err(|why: IdError| Failure::Usage {
+                message: why.to_string(),
+                hint: "a provider prints its id when it starts".into(),
+            })?;
+        let spending = Spending { budget, max_ms };
+        Ok(Self { name, wanted, order, spending, max_price, protection: args.protection.into(), provider })
+    }
+}
+
+/// Rents: joins, finds, chooses, runs. What it prints goes through `printer`.
+///
+/// # Errors
+/// The failure that the person is told of.
+pub async fn rent(
+    args: &NetworkArgs,
+    request: &Request,
+    begun: Instant,
+    printer: &mut Printer,
+) -> Result<Outcome, Failure> {
+    let joining = Joining::open(args, printer).await?;
+    let (identity, network) = (&joining.identity, &joining.network);
+    let (ledger, _report) = Ledger::open(&joining.state.ledger_dir(), identity.peer())?;
+    let desk = Desk { identity, ledger: &ledger, network, stop: &joining.stop, begun };
+    // Before a contract is out there is nothing to settle; afterwards the session watches `stop`.
+    let result = match find(&joining, &desk, request, printer).await {
+        Ok(candidates) => try_each(&desk, request, candidates, printer).await,
+        Err(failure) => Err(failure),
+    };
+    network.shutdown().await;
+    result
+}
+
+async fn find(
+    joining: &Joining,
+    desk: &Desk<'_>,
+    request: &Request,
+    printer: &Printer,
+) -> Result<Vec<Candidate>, Failure> {
+    let search = async {
+        joining.join().await?;
+        printer.waiting(format!("asking who runs {}", request.name));
+        let begun = Instant::now();
+        let found = search::quotes(desk.network, &request.wanted, request.provider).await;
+        if found.candidates.is_empty() {
+            return Err(Failure::NoProvider {
+                model: request.name.clone(),
+                asked: found.asked,
+                waited: begun.elapsed(),
+                refusal: found.refusal,
+            });
+        }
+        search::affordable(search::shielded(found.candidates, request.protection)?, request.max_price)
+    };
+    tokio::select! {
+        biased;
+        () = desk.stop.cancelled() => Err(Failure::Cancelled { tokens: 0 }),
+        found = search => found,
+    }
+}
+
+async fn try_each(
+    desk: &Desk<'_>,
+    request: &Request,
+    candidates: Vec<Candidate>,
+    printer: &mut Printer,
+) -> Result<Outcome, Failure> {
+    let quotes = candidates.len();
+    let mut last = None;
+    for candidate in candidates.iter().take(MAX_TRIES) {
+        // A closed stdout is noticed again with the first text, inside the session.
+        let _ = printer.quote(candidate.quote.body(), quotes, desk.begun.elapsed());
+        match session::run(desk, candidate, &request.order, request.spending, printer).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(JobFailure::Final(failure)) => return Err(failure),
+            Err(JobFailure::NotStarted(failure)) => {
+                tracing::info!(%failure, "trying the next provider");
+                last = Some(failure);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| Failure::NoProvider {
+        model: request.name.clone(),
+        asked: quotes,
+        waited: desk.begun.elapsed(),
+        refusal: None,
+    }))
+}
