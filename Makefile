@@ -8,13 +8,19 @@ SHELL := /usr/bin/env bash
 # Outside the clone, so that a second clone (or CI run) does not compile the dependencies again.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/potluck/target
 BIN := $(CARGO_TARGET_DIR)/debug
-MODEL := smollm2-135m
+MODELS := smollm2-135m all-minilm-l6-v2
 RUST_MIN := 1.95
+FUZZ_SECONDS ?= 3600
+# What cargo-fuzz passes: coverage for libFuzzer, the address sanitizer, checked arithmetic.
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 \
+  -Cdebug-assertions -Coverflow-checks --cfg fuzzing
 
-.PHONY: help setup build model demo test bench lint clean
+.PHONY: help setup build model demo test escape-mutations fuzz bench lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## check what the build needs; install the C compiler when root
 	@[[ "$$(uname -s)" == Linux ]] || { echo "error: Potluck runs on Linux only for now; this is $$(uname -s)" >&2; exit 1; }
@@ -35,8 +41,8 @@ setup: ## check what the build needs; install the C compiler when root
 build: setup ## compile all programs (the first time: 500 dependencies)
 	@cargo build --workspace --locked
 
-model: build ## fetch the model of the demo and the tests (98 MB, once)
-	@"$(BIN)/potluckd" models pull $(MODEL)
+model: build ## fetch the models of the demo and the tests (190 MB, once)
+	@for model in $(MODELS); do "$(BIN)/potluckd" models pull "$$model"; done
 
 demo: build ## one bootstrap, two providers and a renter, on this machine
 	@"$(BIN)/potluck-demo"
@@ -44,8 +50,21 @@ demo: build ## one bootstrap, two providers and a renter, on this machine
 test: model ## everything, with stories over real processes and the real model
 	@cargo test --workspace --locked
 
-bench: model ## measure; ONLY=market|renter|owner narrows it
-	@cargo bench --workspace --locked --profile dev --bench market -- $(ONLY)
+escape-mutations: build ## who stops what: the escape suite with each layer of the jail off in turn
+	@cargo test --package potluck-sandbox --locked --test escape -- --mutations $(ONLY)
+
+bench: model ## measure; ONLY=market|renter|owner|sandbox narrows it
+	@cargo bench --workspace --locked --profile dev --no-fail-fast --bench market --bench sandbox -- $(ONLY)
+
+fuzz: setup ## strangers' bytes at every parser, FUZZ_SECONDS (3600) each; needs a nightly compiler
+	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \
+	  cargo +nightly build --manifest-path tests/fuzz/Cargo.toml --target "$$(rustc -vV | sed -n 's/^host: //p')"
+	@for target in tests/fuzz/fuzz_targets/*.rs; do \
+	  name="$$(basename "$$target" .rs)"; corpus="$(CARGO_TARGET_DIR)/fuzz/corpus/$$name"; mkdir -p "$$corpus"; \
+	  "$(CARGO_TARGET_DIR)/fuzz/$$(rustc -vV | sed -n 's/^host: //p')/debug/$$name" "$$corpus" \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix="$(CARGO_TARGET_DIR)/fuzz/found-$$name-"; \
+	done
 
 lint: setup ## format, clippy, and cargo-deny where it is installed
 	@cargo fmt --check

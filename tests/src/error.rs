@@ -23,6 +23,14 @@ pub enum KitError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// What builds a component cannot be had here, though it is required.
+    #[error("the tools for the component `{what}` cannot be had: {why}")]
+    NoTools {
+        /// Which component.
+        what: String,
+        /// What was tried, and what it said.
+        why: String,
+    },
     /// A file or process could not be made.
     #[error("cannot {action}: {source}")]
     Io {

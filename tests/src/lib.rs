@@ -7,8 +7,11 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod figures;
+pub mod guest_tools;
 pub mod ledgers;
 pub mod network;
+pub mod owner;
 pub mod process;
 pub mod programs;
 pub mod renter;

@@ -88,9 +88,17 @@ impl Network {
     /// # Errors
     /// When it does not start.
     pub async fn add_provider(&mut self, price: &str) -> Result<&Provider, KitError> {
+        self.add_provider_with(price, &[]).await
+    }
+
+    /// As [`Self::add_provider`], with more flags of `potluckd run`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn add_provider_with(&mut self, price: &str, flags: &[&str]) -> Result<&Provider, KitError> {
         let state = folder(self.home.path(), &format!("provider{}", self.providers.len()))?;
         let mut command = self.provider_command(&state, MODEL, price)?;
-        command.arg("--json");
+        command.args(flags).arg("--json");
         let mut process = Process::start("potluckd", command, &log_of(&state))?;
         let ready = process.event("ready", WARM).await?;
         // Only then does the bootstrap know where it is.

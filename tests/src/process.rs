@@ -166,6 +166,31 @@ impl Drop for Process {
     }
 }
 
+/// Every process below `parent`, as the kernel lists them: a daemon's workers, and what they started.
+#[must_use]
+pub fn descendants(parent: u32) -> Vec<Pid> {
+    let mut found = Vec::new();
+    let mut of = vec![i32::try_from(parent).unwrap_or_default()];
+    while let Some(parent) = of.pop() {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        let lists = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+        for child in lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()) {
+            let Some(pid) = child.parse().ok().and_then(Pid::from_raw) else { continue };
+            found.push(pid);
+            of.push(pid.as_raw_pid());
+        }
+    }
+    found
+}
+
+/// Resident memory of a process in bytes; 0 when it has ended (a zombie holds none).
+#[must_use]
+pub fn resident(pid: Pid) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_pid())).unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * u64::try_from(rustix::param::page_size()).unwrap_or(1)
+}
+
 /// Waits for the end of any process, not only of a child; true when it ended in time.
 #[must_use]
 pub fn wait_for_end(pid: Pid, within: Duration) -> bool {

@@ -35,6 +35,20 @@ pub fn model() -> Result<&'static CatalogueModel, KitError> {
     catalogue::find(MODEL).ok_or_else(|| KitError::NoModel { path: PathBuf::from(MODEL) })
 }
 
+/// The folder of all builds: where cargo puts its outputs, one profile in each folder below it.
+///
+/// # Errors
+/// When the running program lies nowhere.
+pub fn build_folder() -> Result<PathBuf, KitError> {
+    let mut folder = std::env::current_exe().map_err(io_error("find the running program"))?;
+    folder.pop();
+    if folder.file_name().is_some_and(|name| name == "deps") {
+        folder.pop();
+    }
+    folder.pop();
+    Ok(folder)
+}
+
 /// The model's file.
 ///
 /// # Errors

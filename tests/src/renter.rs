@@ -127,6 +127,18 @@ impl Renter {
         self.finish(process).await
     }
 
+    /// Runs the component in the file `wasm` on `input` to its end; flags of `potluck exec` may follow.
+    ///
+    /// # Errors
+    /// As [`Renter::run`].
+    pub async fn exec(&self, wasm: &Path, input: &Path, flags: &[&str]) -> Result<Ended, KitError> {
+        let mut command = Command::new(program("potluck")?);
+        command.arg("exec").arg(wasm).arg("--input").arg(input);
+        command.args(["--bootstrap", &self.bootstrap]).arg("--state-dir").arg(&self.state);
+        command.args(flags).arg("--json").stdin(Stdio::null());
+        self.finish(Process::start("potluck", command, &log_of(&self.state))?).await
+    }
+
     /// Reads a started job to its end.
     ///
     /// # Errors

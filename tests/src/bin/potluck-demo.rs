@@ -232,9 +232,7 @@ impl Report {
             dollars(i128::from(self.provider_balance), true)
         ));
         say(&format!("  receipt   {}…", self.receipt.get(..15).unwrap_or(&self.receipt)));
-        say(
-            "  a provider can read your prompt; what is owed is an IOU between two peers, and no jail is in place yet",
-        );
+        say("  a provider can read your prompt; what is owed is an IOU between two peers");
     }
 
     /// Writes the figures to the file that `DEMO_JSON` names, if it does.

@@ -122,6 +122,7 @@ fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
     let terms = Terms {
         run: Rate::new(RATE),
         load: Rate::ZERO,
+        guest: Rate::ZERO,
         quantum: GpuMillis::new(1_000),
         window: GpuMillis::new(2_000),
     };
@@ -130,6 +131,7 @@ fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
         renter,
         serial: 1,
         model: wanted,
+        guest: None,
         terms,
         max_ms: GpuMillis::new(600_000),
         ahead: 0,
@@ -199,7 +201,7 @@ impl<'a> Job<'a> {
 
     async fn meter(&mut self, lie: Lie) -> Option<()> {
         let ms = if lie == Lie::MoreTime { 60_000 } else { FIRST_MS };
-        let usage = Usage { load: GpuMillis::ZERO, run: GpuMillis::new(ms) };
+        let usage = Usage { run: GpuMillis::new(ms), ..Usage::default() };
         let mut meter = self.lane.meter(usage, &self.chain, lie != Lie::MeterAgain).unwrap();
         if lie == Lie::MoreTokens {
             meter.tokens += 1;
@@ -215,7 +217,7 @@ impl<'a> Job<'a> {
         let RenterFrame::Voucher(voucher) = hear(&mut self.reader).await? else { return None };
         let voucher = voucher.verify().unwrap();
         if lie == Lie::MeterAgain {
-            let more = Usage { load: GpuMillis::ZERO, run: GpuMillis::new(FIRST_MS + 1) };
+            let more = Usage { run: GpuMillis::new(FIRST_MS + 1), ..Usage::default() };
             let second = self.key.sign(Meter { usage: more, ..again }).unwrap();
             self.say(&ProviderFrame::Meter(Box::new(second.into_signed()))).await;
             let _ = hear(&mut self.reader).await;

@@ -10,6 +10,7 @@ mod answer;
 mod bad_models;
 mod cancelled;
 mod clocks;
+mod components;
 mod impostor;
 mod impostors;
 mod limits;
@@ -18,6 +19,7 @@ mod lost_provider;
 mod nobody;
 mod offers;
 mod owner_stops;
+mod owner_yields;
 mod stranger;
 mod strangers;
 

@@ -41,7 +41,7 @@ async fn offers_are_found_by_model_and_by_hardware_cheapest_first() {
         assert_eq!(rows[0]["model"], model().unwrap().blake3.to_string());
         assert_eq!(
             (rows[0]["hardware_class"].as_str(), rows[0]["protection"].as_str()),
-            (Some("cpu"), Some("none"))
+            (Some("cpu"), Some("full"))
         );
     }
     let (code, rows) = search(&network, &["--hardware", "cuda-9.9-999g"]).await;

@@ -33,7 +33,7 @@ async fn ctrl_c_at_the_owners_terminal_settles_the_running_job() {
 
     let mut job = renter.finish(process).await.unwrap();
     job.events.splice(0..0, [quote, first]);
-    assert_failed(&job, 1, "owner_yield", "provider");
+    assert_failed(&job, 1, "owner_yield", "nobody");
     assert!(owner.exit(JOB).await.unwrap().success(), "{}", owner.stderr());
     assert_bill(&job, u64::MAX);
     let amount = number(job.event("settled"), "amount_nanocredits");

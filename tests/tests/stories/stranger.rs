@@ -9,7 +9,7 @@ use std::time::Duration;
 use potluck_node::identity::Identity;
 use potluck_node::net::{FrameReader, FrameWriter, Inbound, Network, NetworkConfig, NetworkLimits, Role};
 use potluck_protocol::id::{LaneId, PeerId};
-use potluck_protocol::job::{ChatMessage, JobSpec, Role as Speaker, Sampling, job_digest};
+use potluck_protocol::job::{ChatMessage, Job, JobSpec, Role as Speaker, Sampling, job_digest};
 use potluck_protocol::lane::RenterLane;
 use potluck_protocol::limits::MAX_JOB_PART_BYTES;
 use potluck_protocol::offer::Quote;
@@ -63,11 +63,11 @@ impl Stranger {
         let answer = self.network.ask(self.provider, request, WITHIN).await.unwrap();
         let QuoteResponse::Quote(quote) = wire::decode(&answer).unwrap() else { panic!("no quote") };
         let quote = quote.verify().unwrap();
-        let job = JobSpec {
+        let job = Job::Generate(JobSpec {
             model,
             messages: vec![ChatMessage { role: Speaker::User, content: LONG.into() }],
             sampling: Sampling { max_tokens, temperature_milli: 0, top_p_milli: 1_000, seed: 0 },
-        };
+        });
         let job = job.to_bytes().unwrap();
         let contract = Contract {
             lane: LaneId { renter: self.identity.peer(), provider: self.provider, epoch: 0, lane },
@@ -127,7 +127,7 @@ impl Stranger {
                 ProviderFrame::Refuse(refusal) => panic!("an honest job was refused: {refusal:?}"),
                 ProviderFrame::Close { refusal, .. } => panic!("closed before a meter came: {refusal:?}"),
                 ProviderFrame::Accept(_) | ProviderFrame::Phase { .. } | ProviderFrame::Started { .. } => {}
-                ProviderFrame::Receipt(_) => panic!("a receipt for nothing"),
+                other => panic!("out of place: {other:?}"),
             }
         }
     }
