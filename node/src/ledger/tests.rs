@@ -221,11 +221,11 @@ async fn a_lost_or_broken_index_is_built_anew() {
     fs::write(path.join("db"), vec![0x5a; 100_000]).unwrap();
     rebuilt("overwritten data");
     let db = sled::open(&path).unwrap();
-    db.open_tree("slots-0").unwrap().pop_min().unwrap();
+    db.open_tree("slots-1").unwrap().pop_min().unwrap();
     drop(db);
     rebuilt("a slot lost");
     let db = sled::open(&path).unwrap();
-    db.open_tree("pairs-0").unwrap().clear().unwrap();
+    db.open_tree("pairs-1").unwrap().clear().unwrap();
     drop(db);
     rebuilt("balances lost");
 }
