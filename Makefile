@@ -10,11 +10,18 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/potluck/target
 BIN := $(CARGO_TARGET_DIR)/debug
 MODEL := smollm2-135m
 RUST_MIN := 1.95
+NODES ?= 1000
+FUZZ_SECONDS ?= 3600
+# What cargo-fuzz passes: coverage for libFuzzer, the address sanitizer, checked arithmetic.
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 \
+  -Cdebug-assertions -Coverflow-checks --cfg fuzzing
 
-.PHONY: help setup build model demo test bench lint clean
+.PHONY: help setup build model demo test simulate fuzz bench lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## check what the build needs; install the C compiler when root
 	@[[ "$$(uname -s)" == Linux ]] || { echo "error: Potluck runs on Linux only for now; this is $$(uname -s)" >&2; exit 1; }
@@ -44,8 +51,21 @@ demo: build ## one bootstrap, two providers and a renter, on this machine
 test: model ## everything, with stories over real processes and the real model
 	@cargo test --workspace --locked
 
-bench: model ## measure; ONLY=market|renter|owner narrows it
-	@cargo bench --workspace --locked --profile dev --bench market -- $(ONLY)
+bench: model ## measure; ONLY=market|renter|owner|settlement|store narrows it
+	@cargo bench --workspace --locked --profile dev --bench market --bench settlement -- $(ONLY)
+
+simulate: setup ## 1,000 strangers (NODES) in virtual time, one in five a liar: who loses how much at most
+	@POTLUCK_SIMULATE=$(NODES) cargo test -p potluck-tests --locked --test simulation -- --nocapture value_is_conserved
+
+fuzz: setup ## any bytes as any object, for FUZZ_SECONDS (3600) each; needs a nightly compiler
+	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \
+	  cargo +nightly build --manifest-path tests/fuzz/Cargo.toml --target "$$(rustc -vV | sed -n 's/^host: //p')"
+	@for target in tests/fuzz/fuzz_targets/*.rs; do \
+	  name="$$(basename "$$target" .rs)"; corpus="$(CARGO_TARGET_DIR)/fuzz/corpus/$$name"; mkdir -p "$$corpus"; \
+	  "$(CARGO_TARGET_DIR)/fuzz/$$(rustc -vV | sed -n 's/^host: //p')/debug/$$name" "$$corpus" \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix="$(CARGO_TARGET_DIR)/fuzz/found-$$name-"; \
+	done
 
 lint: setup ## format, clippy, and cargo-deny where it is installed
 	@cargo fmt --check

@@ -9,10 +9,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::codec::{self, WireError};
 use crate::id::{ContentHash, Digest};
 use crate::limits::{MAX_COMPLETION_TOKENS, MAX_JOB_BYTES, MAX_MESSAGES};
 use crate::sign::{digest_of, framed};
-use crate::wire::{self, WireError};
 
 const JOB_DOMAIN: &str = "potluck/v1/job";
 
@@ -143,7 +143,7 @@ impl JobSpec {
     /// When the job breaks a bound or is longer than [`MAX_JOB_BYTES`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, JobError> {
         self.check()?;
-        Ok(wire::encode_within(self, MAX_JOB_BYTES)?)
+        Ok(codec::encode_within(self, MAX_JOB_BYTES)?)
     }
 
     /// Reads and checks a job.
@@ -151,7 +151,7 @@ impl JobSpec {
     /// # Errors
     /// When the bytes are not a job within its bounds.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, JobError> {
-        let job: Self = wire::decode_within(bytes, MAX_JOB_BYTES)?;
+        let job: Self = codec::decode_within(bytes, MAX_JOB_BYTES)?;
         job.check()?;
         Ok(job)
     }

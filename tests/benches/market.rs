@@ -1,24 +1,23 @@
 //! What the market costs: tokens per second through it against the same engine called directly, the
 //! time to a first token, and what idle programs use.
 //!
-//! Owns: the measurements, their table and `$CARGO_TARGET_DIR/bench.json`. Never: compares figures of
-//! different runs or machines. Run by `make bench [ONLY=overhead|latency|idle]`. Exit status 1 when a
+//! Owns: the measurements of the areas market, renter and owner. Never: compares figures of
+//! different runs or machines. Run by `make bench [ONLY=market|renter|owner]`. Exit status 1 when a
 //! target is missed.
 
 use std::error::Error;
 use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use potluck_protocol::job::{ChatMessage, JobSpec, Role, Sampling};
 use potluck_sandbox::engine::DeviceChoice;
 use potluck_sandbox::supervisor::{RunEvent, Worker, WorkerLimits, WorkerSpec};
+use potluck_tests::figures::{self, Figure};
 use potluck_tests::network::Network;
 use potluck_tests::process::Process;
 use potluck_tests::programs::{model, model_file, program};
 use potluck_tests::renter::Ended;
-use serde::Serialize;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -29,39 +28,8 @@ const ROUNDS: usize = 5;
 /// How long idle programs are watched.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// One figure, in the form of `bench.json`.
-#[derive(Debug, Serialize)]
-struct Figure {
-    area: &'static str,
-    name: String,
-    value: f64,
-    unit: &'static str,
-    /// What it is compared with.
-    peer: Option<&'static str>,
-    peer_value: Option<f64>,
-    ratio: Option<f64>,
-    /// In words, for the table.
-    target: Option<&'static str>,
-    holds: Option<bool>,
-}
-
-impl Figure {
-    fn plain(area: &'static str, name: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        let name = name.into();
-        Self { area, name, value, unit, peer: None, peer_value: None, ratio: None, target: None, holds: None }
-    }
-
-    fn below(mut self, limit: f64, target: &'static str) -> Self {
-        self.target = Some(target);
-        self.holds = Some(self.value <= limit);
-        self
-    }
-}
-
 fn main() -> ExitCode {
-    // Cargo itself passes `--bench`.
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    match measure(only.as_deref()) {
+    match measure() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -72,11 +40,12 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn measure(only: Option<&str>) -> Outcome<bool> {
-    let wanted = |area: &str| only.is_none_or(|only| only == area);
-    if !["market", "renter", "owner"].iter().any(|area| wanted(area)) {
-        return Err(format!("no area is called `{}`: market, renter, owner", only.unwrap_or_default()).into());
+async fn measure() -> Outcome<bool> {
+    let areas = figures::wanted(&["market", "renter", "owner"])?;
+    if areas.is_empty() {
+        return Ok(true);
     }
+    let wanted = |area: &str| areas.contains(&area);
     let mut figures = Vec::new();
     let network = Network::with_providers(&["0.04"]).await?;
     if wanted("renter") {
@@ -89,29 +58,10 @@ async fn measure(only: Option<&str>) -> Outcome<bool> {
         idle(&network, &mut figures).await?;
     }
     drop(network);
-    print(&figures);
-    let path = target_dir()?.join("bench.json");
-    fs::write(&path, format!("{}\n", serde_json::to_string_pretty(&figures)?))?;
+    figures::print(&figures);
+    let path = figures::save(&figures)?;
     println!("written to {}", path.display());
     Ok(figures.iter().all(|figure| figure.holds != Some(false)))
-}
-
-/// The folder above `debug`, in which the running program lies.
-fn target_dir() -> Outcome<PathBuf> {
-    let mut folder = program("potluck")?;
-    folder.pop();
-    folder.pop();
-    Ok(folder)
-}
-
-fn print(figures: &[Figure]) {
-    println!("{:<9} {:<42} {:>10} {:<7} {:<24} holds", "area", "figure", "value", "unit", "target");
-    for figure in figures {
-        let holds = figure.holds.map_or("", |holds| if holds { "yes" } else { "NO" });
-        let target = figure.target.unwrap_or_default();
-        let Figure { area, name, value, unit, .. } = figure;
-        println!("{area:<9} {name:<42} {value:>10.2} {unit:<7} {target:<24} {holds}");
-    }
 }
 
 fn milliseconds(event: &serde_json::Value, key: &str) -> Outcome<f64> {
@@ -160,14 +110,11 @@ async fn overhead(network: &Network, figures: &mut Vec<Figure>) -> Outcome<()> {
     }
     worker.stop(Duration::from_secs(5)).await;
     let (market, engine) = (median(market), median(engine));
-    figures.push(Figure {
-        peer: Some("the engine called directly"),
-        peer_value: Some(engine),
-        ratio: Some(market / engine),
-        target: Some("at least 0.95 of direct"),
-        holds: Some(market >= 0.95 * engine),
-        ..Figure::plain("market", "tokens per second through the market", market, "tok/s")
-    });
+    figures.push(
+        Figure::plain("market", "tokens per second through the market", market, "tok/s")
+            .against("the engine called directly", engine)
+            .at_least(0.95, "at least 0.95 of direct"),
+    );
     figures.push(Figure::plain("market", "tokens per second, engine called directly", engine, "tok/s"));
     figures.push(Figure::plain("market", "what the market costs", (1.0 - market / engine) * 100.0, "%"));
     Ok(())

@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod figures;
 pub mod ledgers;
 pub mod network;
 pub mod process;
 pub mod programs;
 pub mod renter;
+pub mod simulation;
