@@ -29,6 +29,7 @@ pub struct Equivocation {
 
 /// What a proof proves: nothing else can make one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::manual_non_exhaustive, reason = "nobody else makes one, in this crate either")]
 pub struct Conviction {
     /// Who signed both.
     pub signer: PeerId,

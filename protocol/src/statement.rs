@@ -123,6 +123,7 @@ pub enum StatementError {
 
 /// What a checked statement says: nothing else can make one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::manual_non_exhaustive, reason = "nobody else makes one, in this crate either")]
 pub struct Proven {
     /// Who signed it.
     pub signer: PeerId,

@@ -72,6 +72,7 @@ impl Signable for Statement {
 
 /// What stands in a checkpoint.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "read one at a time and dropped at once")]
 pub(super) enum Item {
     /// An object, by the number it had in the journal.
     Object(u64, Checked),
@@ -241,6 +242,7 @@ pub(super) fn read(
 }
 
 /// One record of a checkpoint.
+#[allow(clippy::large_enum_variant, reason = "read one at a time and dropped at once")]
 enum Record {
     Item(Item),
     Statement(Box<Signed<Statement>>),

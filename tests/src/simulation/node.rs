@@ -175,7 +175,7 @@ impl Node {
         self.wanted.clear();
         self.pushed.clear();
         self.seen.clear();
-        let count = self.store.len();
+        let count = self.store.count();
         self.store = self.store.replayed(count);
     }
 
@@ -331,11 +331,10 @@ impl Node {
         let (Some(slot), Ok(proven)) = (statement.slot(), statement.verify()) else { return };
         let held = self.store.in_slot(&slot).or_else(|| self.seen.get(&slot)).cloned();
         match held {
-            Some(held) => {
-                if held.verify().is_ok_and(|it| it.commitment != proven.commitment) {
-                    self.convict(held, statement.clone(), step);
-                }
+            Some(held) if held.verify().is_ok_and(|it| it.commitment != proven.commitment) => {
+                self.convict(held, statement.clone(), step);
             }
+            Some(_) => {}
             None if self.seen.len() < SEEN => {
                 self.seen.insert(slot, statement.clone());
             }

@@ -131,7 +131,7 @@ impl Store {
 
     /// Statements kept.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.log.len()
     }
 

@@ -299,7 +299,7 @@ impl World {
     }
 
     fn step(&mut self, at: usize, act: impl FnOnce(&mut Node, &mut Step<'_>)) {
-        let before = self.nodes[at].store.len();
+        let before = self.nodes[at].store.count();
         let mut step =
             Step { now: self.now, rng: &mut self.rng, commons: &mut self.commons, out: Vec::new() };
         let node = &mut self.nodes[at];
@@ -307,7 +307,7 @@ impl World {
         node.twist(&mut step);
         let out = step.out;
         // A crash between the disk and the network: what was kept stays, what was to be sent is lost.
-        let kept = self.nodes[at].store.len() > before;
+        let kept = self.nodes[at].store.count() > before;
         if !self.calm && kept && self.rng.next() % 10_000 < CRASH {
             self.crash(at);
             return;
@@ -352,7 +352,7 @@ impl World {
         let old = if self.nodes[at].lie == Some(Lie::OldBackup) { 1_000 } else { OLD };
         if self.rng.chance(old) {
             self.restores += 1;
-            let length = u64::try_from(self.nodes[at].store.len()).unwrap_or(0);
+            let length = u64::try_from(self.nodes[at].store.count()).unwrap_or(0);
             let count = usize::try_from(self.rng.between(length / 2, length)).unwrap_or(0);
             self.nodes[at].restore(count, self.now);
         }
