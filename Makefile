@@ -10,6 +10,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/potluck/target
 BIN := $(CARGO_TARGET_DIR)/debug
 MODELS := smollm2-135m all-minilm-l6-v2
 RUST_MIN := 1.95
+NODES ?= 1000
 FUZZ_SECONDS ?= 3600
 # What cargo-fuzz passes: coverage for libFuzzer, the address sanitizer, checked arithmetic.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -17,7 +18,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
   -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 \
   -Cdebug-assertions -Coverflow-checks --cfg fuzzing
 
-.PHONY: help setup build model demo test escape-mutations fuzz bench lint clean
+.PHONY: help setup build model demo test escape-mutations simulate fuzz bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +54,11 @@ test: model ## everything, with stories over real processes and the real model
 escape-mutations: build ## who stops what: the escape suite with each layer of the jail off in turn
 	@cargo test --package potluck-sandbox --locked --test escape -- --mutations $(ONLY)
 
-bench: model ## measure; ONLY=market|renter|owner|sandbox narrows it
-	@cargo bench --workspace --locked --profile dev --no-fail-fast --bench market --bench sandbox -- $(ONLY)
+bench: model ## measure; ONLY=market|renter|owner|sandbox|settlement|store narrows it
+	@cargo bench --workspace --locked --profile dev --no-fail-fast --bench market --bench sandbox --bench settlement -- $(ONLY)
+
+simulate: setup ## 1,000 strangers (NODES) in virtual time, one in five a liar: who loses how much at most
+	@POTLUCK_SIMULATE=$(NODES) cargo test -p potluck-tests --locked --test simulation -- --nocapture value_is_conserved
 
 fuzz: setup ## strangers' bytes at every parser, FUZZ_SECONDS (3600) each; needs a nightly compiler
 	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \

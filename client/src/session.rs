@@ -118,10 +118,12 @@ pub async fn run(
         vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
     desk.ledger.append(records).await?;
     let (reader, writer) = stream.split();
+    let lane = RenterLane::new(&contract);
+    let lane = if order.payload.is_some() { lane.of_component() } else { lane };
     let mut session = Session {
         desk,
         provider,
-        lane: RenterLane::new(&contract),
+        lane,
         quote,
         rtt: candidate.rtt,
         reader,

@@ -271,7 +271,7 @@ impl Driver<'_> {
                 let stall = books.clock.reaches(account.paid().total().saturating_add(terms.window), now);
                 stall.into_iter().chain([since + VOUCHER_WITHIN]).min()
             }
-            None => books.clock.reaches(account.paid().total().saturating_add(terms.quantum), now),
+            None => books.meter_due().and_then(|due| books.clock.reaches(due, now)),
         };
         let heartbeat = self.wire.last_said() + HEARTBEAT;
         limit.into_iter().chain(due).fold(heartbeat, Instant::min)
@@ -299,8 +299,7 @@ impl Driver<'_> {
             }
             return Ok(self.say_phase(Phase::Stalled, 0).await.err());
         }
-        let due = self.books.account().paid().total().saturating_add(self.books.contract().terms.quantum);
-        if !self.books.account().is_unpaid() && usage.total() >= due {
+        if self.books.meter_due().is_some_and(|due| usage.total() >= due) {
             let claimed = self.books.claim(&mut self.wire, false).await;
             return Ok(claimed.err().map(|fault| Ending::of_fault(&fault)));
         }

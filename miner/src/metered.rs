@@ -131,8 +131,10 @@ impl MeteredRun {
     #[must_use]
     pub fn open(desk: Arc<Desk>, job: &AdmittedJob, now: Instant) -> Self {
         let contract = job.verified().signed_contract().clone();
+        let lane = ProviderLane::new(&contract);
+        let lane = if job.verified().guest().is_some() { lane.of_component() } else { lane };
         Self {
-            lane: ProviderLane::new(&contract),
+            lane,
             chain: OutputChain::new(contract.digest()),
             clock: MeterClock::new(now),
             asked: None,
@@ -174,6 +176,12 @@ impl MeteredRun {
     #[must_use]
     pub fn is_used_up(&self, now: Instant) -> bool {
         self.ends_at(now).is_some_and(|at| now >= at)
+    }
+
+    /// The worker time at which the next meter is due; `None` while none is.
+    #[must_use]
+    pub fn meter_due(&self) -> Option<GpuMillis> {
+        self.lane.meter_due(self.chain.tokens())
     }
 
     /// When the open meter was sent; `None` when all is paid.

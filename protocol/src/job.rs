@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::codec::{self, WireError};
 use crate::id::{ContentHash, Digest};
 use crate::limits::{
     MAX_COMPLETION_TOKENS, MAX_COMPONENT_BYTES, MAX_GUEST_INPUT_BYTES, MAX_GUEST_MEMORY_MIB,
@@ -16,7 +17,6 @@ use crate::limits::{
 };
 use crate::offer::GuestNeeds;
 use crate::sign::{digest_of, framed};
-use crate::wire::{self, WireError};
 
 const JOB_DOMAIN: &str = "potluck/v1/job";
 
@@ -249,7 +249,7 @@ impl Job {
     /// When the job breaks a bound or is longer than [`MAX_JOB_BYTES`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, JobError> {
         self.check()?;
-        Ok(wire::encode_within(self, MAX_JOB_BYTES)?)
+        Ok(codec::encode_within(self, MAX_JOB_BYTES)?)
     }
 
     /// Reads and checks a job.
@@ -257,7 +257,7 @@ impl Job {
     /// # Errors
     /// When the bytes are not a job within its bounds.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, JobError> {
-        let job: Self = wire::decode_within(bytes, MAX_JOB_BYTES)?;
+        let job: Self = codec::decode_within(bytes, MAX_JOB_BYTES)?;
         job.check()?;
         Ok(job)
     }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The invariants, as numbered in SPEC.md: I2 monotone, I3 price, I4 provider's exposure,
-//! I5 the renter signs only what its own clock allows.
+//! I5 the renter signs only what its own clock allows, and at most one quantum without output.
 
 use std::time::Duration;
 
@@ -70,6 +70,14 @@ pub enum MeterRefused {
     /// It stands for other tokens than those delivered.
     #[error("the meter commits to other tokens than those delivered")]
     WrongCommitment,
+    /// More than a quantum was claimed since output last came.
+    #[error("the meter claims {claimed_ms} ms since the last output; at most {allowed_ms} ms are paid ahead")]
+    NoOutput {
+        /// What it claims since then, in milliseconds.
+        claimed_ms: u64,
+        /// The contract's quantum, in milliseconds.
+        allowed_ms: u64,
+    },
 }
 
 /// The renter's end.
@@ -83,6 +91,10 @@ pub struct RenterLane {
     last: Option<(Digest, Voucher)>,
     /// Digest of the last voucher, once signed.
     head: Digest,
+    /// Time paid for by the last meter that came with output.
+    productive: GpuMillis,
+    /// Does a component run? It may work for long before it gives anything.
+    component: bool,
     ended: bool,
 }
 
@@ -98,8 +110,17 @@ impl RenterLane {
             pending: Vec::new(),
             last: None,
             head: digest,
+            productive: GpuMillis::ZERO,
+            component: false,
             ended: false,
         }
+    }
+
+    /// The lane of a component's run: its output comes at its end, so that all of its time is paid
+    /// before any output; what bounds it is the contract's time and money alone.
+    #[must_use]
+    pub fn of_component(self) -> Self {
+        Self { component: true, ..self }
     }
 
     /// Notes tokens that were delivered.
@@ -147,6 +168,9 @@ impl RenterLane {
             meter: meter.digest(),
             previous: self.head,
         };
+        if chain.tokens() > self.chain.tokens() {
+            self.productive = body.usage.total();
+        }
         let taken = usize::try_from(chain.tokens() - self.chain.tokens()).unwrap_or(usize::MAX);
         self.pending.drain(..taken.min(self.pending.len()));
         self.chain = chain;
@@ -183,6 +207,12 @@ impl RenterLane {
         let over_time = meter.usage.total() > self.contract.max_ms;
         if over_time || meter.usage.amount(&self.contract.terms) > self.contract.max_total {
             return Err(MeterRefused::OverLimit);
+        }
+        let dry = meter.usage.total().saturating_sub(self.productive);
+        let dries = !self.component && meter.tokens == self.chain.tokens();
+        if dries && dry > self.contract.terms.quantum {
+            let allowed_ms = self.contract.terms.quantum.get();
+            return Err(MeterRefused::NoOutput { claimed_ms: dry.get(), allowed_ms });
         }
         Ok(())
     }
@@ -300,6 +330,12 @@ pub struct ProviderLane {
     k: u32,
     paid: Usage,
     amount: NanoCredit,
+    /// Tokens paid for.
+    paid_tokens: u32,
+    /// Time paid for by the last meter that came with output.
+    productive: GpuMillis,
+    /// Does a component run? It may work for long before it gives anything.
+    component: bool,
     /// The meter that waits for its voucher.
     open: Option<(Digest, Meter)>,
     ended: bool,
@@ -317,10 +353,44 @@ impl ProviderLane {
             k: 0,
             paid: Usage::default(),
             amount: NanoCredit::ZERO,
+            paid_tokens: 0,
+            productive: GpuMillis::ZERO,
+            component: false,
             open: None,
             ended: false,
             receipt: None,
         }
+    }
+
+    /// The lane of a component's run (see [`RenterLane::of_component`]).
+    #[must_use]
+    pub fn of_component(self) -> Self {
+        Self { component: true, ..self }
+    }
+
+    /// The lane as a ledger holds it, to take a voucher that comes after a restart: `voucher` is the
+    /// last one kept, `meter` the last one signed. No work goes on in it.
+    #[must_use]
+    pub fn resumed(
+        contract: &Verified<Contract>,
+        voucher: Option<&Verified<Voucher>>,
+        meter: Option<&Verified<Meter>>,
+    ) -> Self {
+        let mut lane = Self::new(contract);
+        if let Some(voucher) = voucher {
+            let body = voucher.body();
+            lane.k = body.k;
+            lane.paid = body.usage;
+            lane.amount = body.amount;
+            lane.head = voucher.digest();
+            lane.receipt = Some((voucher.digest(), receipt_of(voucher)));
+        }
+        match meter {
+            Some(meter) if meter.body().k == lane.k.saturating_add(1) => lane.metered(meter),
+            Some(meter) => lane.ended = meter.body().last,
+            None => {}
+        }
+        lane
     }
 
     /// The contract's limits as time in `phase`, after what the other phases of `usage` took: the job
@@ -342,7 +412,7 @@ impl ProviderLane {
         if self.open.is_some() {
             return Err(MeterError::Unpaid { k: self.k + 1 });
         }
-        let usage = usage.cut(&self.contract, &self.paid);
+        let usage = self.cut_dry(usage.cut(&self.contract, &self.paid), chain.tokens());
         if !usage.continues(&self.paid) {
             return Err(MeterError::Backwards);
         }
@@ -355,6 +425,31 @@ impl ProviderLane {
             commitment: chain.head(),
             last,
         })
+    }
+
+    /// Without new output at most a quantum is claimed; the rest is claimed with the next output.
+    fn cut_dry(&self, mut usage: Usage, tokens: u32) -> Usage {
+        if tokens > self.paid_tokens || self.component {
+            return usage;
+        }
+        let most = self.productive.saturating_add(self.contract.terms.quantum);
+        usage.load = usage.load.min(most.saturating_sub(self.paid.run)).max(self.paid.load.min(usage.load));
+        usage.run = usage.run.min(most.saturating_sub(usage.load)).max(self.paid.run.min(usage.run));
+        usage
+    }
+
+    /// The worker time at which the next meter is due when `tokens` were produced so far; `None` while
+    /// a meter is unpaid, and while all is claimed that may be before the next output.
+    #[must_use]
+    pub fn meter_due(&self, tokens: u32) -> Option<GpuMillis> {
+        let due = self.paid.total().saturating_add(self.contract.terms.quantum);
+        let dry = self.productive.saturating_add(self.contract.terms.quantum);
+        let dries = !self.component && tokens <= self.paid_tokens;
+        let nothing_new = dries && self.paid.total() >= dry;
+        if self.open.is_some() || self.ended || nothing_new {
+            return None;
+        }
+        Some(if dries { due.min(dry) } else { due })
     }
 
     /// Notes that the meter was signed and will be sent.
@@ -390,7 +485,11 @@ impl ProviderLane {
         if body.meter != *meter_digest || body.previous != self.head {
             return Err(VoucherRefused::WrongLink);
         }
-        let receipt = Receipt { lane: body.lane, k: body.k, amount: body.amount, voucher: voucher.digest() };
+        let receipt = receipt_of(voucher);
+        if meter.tokens > self.paid_tokens {
+            self.paid_tokens = meter.tokens;
+            self.productive = meter.usage.total();
+        }
         self.k = body.k;
         self.paid = body.usage;
         self.amount = body.amount;
@@ -436,6 +535,11 @@ impl ProviderLane {
     pub fn paid(&self) -> Usage {
         self.paid
     }
+}
+
+fn receipt_of(voucher: &Verified<Voucher>) -> Receipt {
+    let body = voucher.body();
+    Receipt { lane: body.lane, k: body.k, amount: body.amount, voucher: voucher.digest() }
 }
 
 #[cfg(test)]
@@ -490,7 +594,8 @@ mod tests {
         }
 
         fn forged(&self, change: impl FnOnce(&mut Meter)) -> Verified<Meter> {
-            let mut meter = self.provider.meter(ran(500), &self.chain, false).unwrap();
+            let run = self.provider.paid().run.get().max(500);
+            let mut meter = self.provider.meter(ran(run), &self.chain, false).unwrap();
             change(&mut meter);
             self.provider_key.sign(meter).unwrap()
         }
@@ -589,23 +694,68 @@ mod tests {
         assert!(!pair.provider.must_stall(ran(2_000)));
     }
 
+    #[test]
+    fn at_most_a_quantum_is_paid_ahead_of_output() {
+        let mut pair = pair();
+        // A long prompt: a quantum is claimed, then nothing more until the first token.
+        assert_eq!(pair.provider.meter_due(0), Some(GpuMillis::new(1_000)));
+        let meter = pair.meter(1_700, false);
+        assert_eq!(meter.body().usage, ran(1_000));
+        let voucher = pair.pay(&meter).unwrap();
+        pair.provider.accept(&voucher).unwrap();
+        assert_eq!(pair.provider.meter_due(0), None);
+        let forged = pair.forged(|meter| meter.usage = ran(1_001));
+        let refused = MeterRefused::NoOutput { claimed_ms: 1_001, allowed_ms: 1_000 };
+        assert_eq!(pair.pay(&forged).unwrap_err(), refused);
+        pair.say(&[1]);
+        assert_eq!(pair.provider.meter_due(1), Some(GpuMillis::new(2_000)));
+        let meter = pair.meter(4_000, true);
+        let voucher = pair.pay(&meter).unwrap();
+        pair.provider.accept(&voucher).unwrap();
+        assert_eq!(pair.provider.paid(), ran(4_000));
+    }
+
+    #[test]
+    fn a_restarted_provider_takes_the_voucher_it_waited_for() {
+        let mut pair = pair();
+        pair.say(&[1]);
+        let first = pair.meter(1_000, false);
+        let paid = pair.pay(&first).unwrap();
+        pair.provider.accept(&paid).unwrap();
+        pair.say(&[2]);
+        let second = pair.meter(2_000, false);
+        let late = pair.pay(&second).unwrap();
+        let contract = pair.renter_key.sign(sample_contract()).unwrap();
+        let mut resumed = ProviderLane::resumed(&contract, Some(&paid), Some(&second));
+        let receipt = resumed.accept(&late).unwrap();
+        assert!(pair.renter.is_receipt(&receipt));
+        assert_eq!(resumed.accept(&late), Ok(receipt));
+        let mut current = ProviderLane::resumed(&contract, Some(&late), Some(&second));
+        assert!(!current.is_unpaid() && current.accept(&late).is_ok());
+        assert_eq!(current.accept(&paid).unwrap_err(), VoucherRefused::Unexpected { k: 1 });
+    }
+
     proptest! {
         /// Whatever honest times a job takes, both ends agree on the bill, which is the price of
         /// the time, never falls, and never passes the contract.
         #[test]
         fn honest_sides_agree(steps in proptest::collection::vec((0..30_000u64, 0..5usize), 1..12)) {
             let mut pair = pair();
-            let (mut ms, mut before) = (0, NanoCredit::ZERO);
+            let (mut ms, mut productive, mut before) = (0, 0, NanoCredit::ZERO);
             let count = steps.len();
             for (at, (step, tokens)) in steps.into_iter().enumerate() {
                 ms += step;
                 pair.say(&vec![7; tokens]);
+                if tokens > 0 {
+                    productive = ms.min(60_000);
+                }
                 let meter = pair.meter(ms, at + 1 == count);
                 let voucher = pair.pay(&meter).unwrap();
                 pair.provider.accept(&voucher).unwrap();
                 let amount = pair.provider.amount();
                 prop_assert_eq!(amount, pair.renter.amount());
-                prop_assert_eq!(amount, sample_contract().terms.run.amount(GpuMillis::new(ms.min(60_000))));
+                let due = GpuMillis::new(ms.min(60_000).min(productive + 1_000));
+                prop_assert_eq!(amount, sample_contract().terms.run.amount(due));
                 prop_assert!(amount >= before && amount <= sample_contract().max_total);
                 before = amount;
             }

@@ -37,6 +37,14 @@ pub const MAX_GUEST_LOG_BYTES: u32 = 256 * 1_024;
 pub const MAX_NOTE_BYTES: usize = 256;
 /// Bytes of an explanation that one peer sends to another.
 pub const MAX_REASON_BYTES: usize = 512;
+/// Bytes of the reference text of an outside payment (an invoice number, a transaction id).
+pub const MAX_REFERENCE_BYTES: usize = 128;
+/// Lanes in one page of a sync.
+pub const MAX_SYNC_LANES: usize = 256;
+/// Signed objects in one page of a sync: even all of the largest kind stay within a frame.
+pub const MAX_SYNC_OBJECTS: usize = 64;
+/// Proofs of equivocation that a node keeps and passes on, one a convicted peer.
+pub const MAX_CONVICTIONS: usize = 4_096;
 
 /// Metering quantum: the provider meters at least once in so many milliseconds of work.
 pub const DEFAULT_QUANTUM_MS: u64 = 1_000;
@@ -60,3 +68,5 @@ pub const METER_GRACE_MS: u64 = 250;
 pub const HEARTBEAT_MS: u64 = 1_000;
 /// A renter takes a provider that was silent this long inside a job for dead.
 pub const SILENCE_MS: u64 = 5_000;
+/// A lane in which nothing happened for so long is abandoned: its last voucher is final.
+pub const LANE_LIFE_MS: u64 = 86_400_000;

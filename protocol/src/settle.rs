@@ -1,4 +1,4 @@
-//! The objects of settlement: contract, accept, meter, voucher, receipt, close.
+//! The objects of settlement: contract, accept, meter, voucher, receipt, close, abandon.
 //!
 //! Owns: what each says and who signs it. Never: decides whether one may be signed (see
 //! [`crate::lane`]) or keeps it (the ledger does). Called by both sides of a job and the ledger.
@@ -236,6 +236,22 @@ pub struct Close {
     pub at: UnixMillis,
 }
 
+/// The end of a lane in which nothing happened for a day, as either side states it: the last voucher
+/// is final (see [`crate::life`]). Nothing in it depends on when it is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abandon {
+    /// Which job.
+    pub lane: LaneId,
+    /// Who gives it up.
+    pub by: PeerId,
+    /// The last voucher's number that it holds; 0 when there is none.
+    pub k: u32,
+    /// The last voucher's amount: what the whole lane costs.
+    pub amount: NanoCredit,
+    /// Digest of the last voucher; of the contract when there is none.
+    pub voucher: Digest,
+}
+
 macro_rules! signed_by {
     ($type:ty, $domain:literal, $signer:expr) => {
         impl Signable for $type {
@@ -255,6 +271,7 @@ signed_by!(Meter, "potluck/v1/meter", |it| it.lane.provider);
 signed_by!(Voucher, "potluck/v1/voucher", |it| it.lane.renter);
 signed_by!(Receipt, "potluck/v1/receipt", |it| it.lane.provider);
 signed_by!(Close, "potluck/v1/close", |it| it.by);
+signed_by!(Abandon, "potluck/v1/abandon", |it| it.by);
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -14,8 +14,8 @@ use ed25519_dalek::{Signer as _, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 use thiserror::Error;
 
+use crate::codec::{self, WireError};
 use crate::id::{Digest, PeerId, hex, unhex};
-use crate::wire::{self, WireError};
 
 /// A kind of object that a peer signs.
 pub trait Signable: Serialize + DeserializeOwned {
@@ -212,7 +212,7 @@ impl<T> Verified<T> {
 /// # Errors
 /// When the body does not fit a frame.
 pub fn preimage<T: Signable>(body: &T) -> Result<Vec<u8>, WireError> {
-    let body = wire::encode(body)?;
+    let body = codec::encode(body)?;
     Ok(framed(T::DOMAIN, &body))
 }
 

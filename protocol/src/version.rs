@@ -27,6 +27,8 @@ impl WireVersion {
 pub const QUOTE_PROTOCOL: &str = "/potluck/quote/1";
 /// libp2p protocol name: one stream per job.
 pub const JOB_PROTOCOL: &str = "/potluck/job/1";
+/// libp2p protocol name: what two peers owe each other, one question and one answer per stream.
+pub const PAIR_PROTOCOL: &str = "/potluck/pair/1";
 /// libp2p protocol name: Potluck's own Kademlia network.
 pub const KAD_PROTOCOL: &str = "/potluck/kad/1";
 /// What identify announces.
@@ -47,7 +49,7 @@ mod tests {
 
     #[test]
     fn protocol_names_carry_the_newest_version() {
-        for name in [QUOTE_PROTOCOL, JOB_PROTOCOL, KAD_PROTOCOL, IDENTIFY_PROTOCOL] {
+        for name in [QUOTE_PROTOCOL, JOB_PROTOCOL, PAIR_PROTOCOL, KAD_PROTOCOL, IDENTIFY_PROTOCOL] {
             assert!(name.ends_with("/1"), "{name}");
         }
     }

@@ -1,89 +1,24 @@
-//! The codec: canonical postcard in bounded frames, and the frames of a job's stream.
+//! The frames of the three conversations: `quote`, `job` and `pair`.
 //!
-//! Owns: [`encode`], [`decode`] and the two conversations (`quote`, `job`). Never: reads a socket
+//! Owns: what may be said on each stream, and the bounds of every field. Never: reads a socket
 //! (`node::net` does, and adds the length prefix) or trusts a signature. Called by both ends.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
 
+use crate::codec::within;
+pub use crate::codec::{Bounded, WireError, decode, decode_bounded, decode_within, encode, encode_within};
 use crate::fault::RefusalCode;
-use crate::id::ContentHash;
+use crate::id::{ContentHash, Digest};
 use crate::limits::{
-    MAX_FRAME_BYTES, MAX_JOB_PART_BYTES, MAX_NOTE_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS,
-    MAX_REASON_BYTES,
+    MAX_JOB_PART_BYTES, MAX_NOTE_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS, MAX_REASON_BYTES,
+    MAX_SYNC_OBJECTS,
 };
 use crate::offer::{GuestNeeds, Offer, Quote};
+use crate::proof::Equivocation;
 use crate::settle::{Accept, Close, Contract, Meter, Phase, Receipt, Voucher};
 use crate::sign::Signed;
-
-/// Why bytes are not a message. Fault: whoever sent them.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum WireError {
-    /// Longer than a frame may be.
-    #[error("the message has {len} bytes; at most {max} are allowed")]
-    TooLarge {
-        /// Its length in bytes.
-        len: usize,
-        /// The limit in bytes.
-        max: usize,
-    },
-    /// Not the encoding of the expected type.
-    #[error("the message cannot be decoded")]
-    Undecodable,
-    /// Decodes, but is not how the value is written: bytes left over or an over-long number.
-    #[error("the message is not in canonical form")]
-    NotCanonical,
-    /// Decodes, but a field is past its bound.
-    #[error("the message breaks a limit: {what}")]
-    OverLimit {
-        /// Which limit.
-        what: &'static str,
-    },
-}
-
-/// The canonical bytes of `value` (postcard; see SPEC.md, Encoding).
-///
-/// # Errors
-/// [`WireError::TooLarge`] past [`MAX_FRAME_BYTES`].
-pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WireError> {
-    encode_within(value, MAX_FRAME_BYTES)
-}
-
-/// As [`encode`], with another bound in bytes.
-///
-/// # Errors
-/// [`WireError::TooLarge`] past `max`.
-pub fn encode_within<T: Serialize + ?Sized>(value: &T, max: usize) -> Result<Vec<u8>, WireError> {
-    let bytes = postcard::to_stdvec(value).map_err(|_| WireError::Undecodable)?;
-    if bytes.len() > max {
-        return Err(WireError::TooLarge { len: bytes.len(), max });
-    }
-    Ok(bytes)
-}
-
-/// The value whose canonical bytes are `bytes`.
-///
-/// # Errors
-/// Past [`MAX_FRAME_BYTES`], not of this type, with bytes left over, or not canonical.
-pub fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    decode_within(bytes, MAX_FRAME_BYTES)
-}
-
-/// As [`decode`], with another bound in bytes.
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_within<T: Serialize + DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, WireError> {
-    if bytes.len() > max {
-        return Err(WireError::TooLarge { len: bytes.len(), max });
-    }
-    let value: T = postcard::from_bytes(bytes).map_err(|_| WireError::Undecodable)?;
-    // A varint can be padded and bytes can follow the value; one value has one encoding here.
-    if postcard::to_stdvec(&value).map_err(|_| WireError::Undecodable)? != bytes {
-        return Err(WireError::NotCanonical);
-    }
-    Ok(value)
-}
+use crate::statement::Statement;
+use crate::sync::{Heads, LaneHead, check_lanes};
 
 /// What a renter asks on [`crate::version::QUOTE_PROTOCOL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,17 +147,75 @@ pub enum ProviderFrame {
     OutputPart(Vec<u8>),
 }
 
-/// A message with bounds on its inner fields, beyond the frame's.
-pub trait Bounded {
-    /// Checks every field that a peer could blow up.
-    ///
-    /// # Errors
-    /// [`WireError::OverLimit`] names the first limit broken.
-    fn check_bounds(&self) -> Result<(), WireError>;
+/// What one peer of a pair asks the other on [`crate::version::PAIR_PROTOCOL`]. Either may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PairRequest {
+    /// Do we hold the same? With the digest of all our heads (see [`crate::sync::HeadsDigest`]).
+    Same {
+        /// Ours.
+        heads: Digest,
+    },
+    /// One page of what we hold; show the page that begins at the same lane.
+    Heads(Box<Heads>),
+    /// Send what you hold of the balance.
+    Steps,
+    /// Send what you hold of these lanes beyond these heads, which are ours.
+    Fetch(Vec<LaneHead>),
+    /// Take these; answer with what they call for (receipts, countersignatures, cancels).
+    Push(Vec<Statement>),
+    /// Somebody equivocated.
+    Proof(Box<Equivocation>),
 }
 
-fn within(ok: bool, what: &'static str) -> Result<(), WireError> {
-    if ok { Ok(()) } else { Err(WireError::OverLimit { what }) }
+/// What the other answers on [`crate::version::PAIR_PROTOCOL`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PairResponse {
+    /// To [`PairRequest::Same`]: the other side's digest.
+    Same {
+        /// Its own.
+        heads: Digest,
+    },
+    /// To [`PairRequest::Heads`].
+    Heads(Box<Heads>),
+    /// To [`PairRequest::Steps`], [`PairRequest::Fetch`] and [`PairRequest::Push`].
+    Statements {
+        /// In the order in which they are to be taken in, at most [`MAX_SYNC_OBJECTS`].
+        statements: Vec<Statement>,
+        /// Ask again with newer heads: there are more.
+        more: bool,
+    },
+    /// To [`PairRequest::Proof`]: it was looked at.
+    Noted,
+    /// To any, when the peer will not.
+    Refused(Refusal),
+}
+
+impl Bounded for PairRequest {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Heads(heads) => heads.check_bounds(),
+            Self::Fetch(lanes) => check_lanes(lanes),
+            Self::Push(statements) => check_statements(statements),
+            Self::Proof(proof) => proof.check_bounds(),
+            Self::Same { .. } | Self::Steps => Ok(()),
+        }
+    }
+}
+
+impl Bounded for PairResponse {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Heads(heads) => heads.check_bounds(),
+            Self::Statements { statements, .. } => check_statements(statements),
+            Self::Refused(refusal) => refusal.check_bounds(),
+            Self::Same { .. } | Self::Noted => Ok(()),
+        }
+    }
+}
+
+fn check_statements(statements: &[Statement]) -> Result<(), WireError> {
+    within(statements.len() <= MAX_SYNC_OBJECTS, "statements in one page")?;
+    statements.iter().try_for_each(Bounded::check_bounds)
 }
 
 impl Bounded for Refusal {
@@ -262,34 +255,10 @@ impl Bounded for ProviderFrame {
     }
 }
 
-/// [`decode`], then [`Bounded::check_bounds`].
-///
-/// # Errors
-/// As those.
-pub fn decode_bounded<T: Serialize + DeserializeOwned + Bounded>(bytes: &[u8]) -> Result<T, WireError> {
-    let value: T = decode(bytes)?;
-    value.check_bounds()?;
-    Ok(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn padded_numbers_and_trailing_bytes_are_refused() {
-        assert_eq!(decode::<u32>(&[0x01]), Ok(1));
-        assert_eq!(decode::<u32>(&[0x81, 0x00]), Err(WireError::NotCanonical));
-        assert_eq!(decode::<u32>(&[0x01, 0x00]), Err(WireError::NotCanonical));
-    }
-
-    #[test]
-    fn a_frame_over_the_limit_is_refused_before_decoding() {
-        let big = vec![0; MAX_FRAME_BYTES + 1];
-        assert!(matches!(decode::<Vec<u8>>(&big), Err(WireError::TooLarge { .. })));
-        assert!(matches!(encode(&big), Err(WireError::TooLarge { .. })));
-    }
 
     #[test]
     fn a_declared_length_does_not_allocate() {
@@ -312,6 +281,8 @@ mod tests {
             let _ = decode_bounded::<ProviderFrame>(&bytes);
             let _ = decode::<QuoteRequest>(&bytes);
             let _ = decode::<QuoteResponse>(&bytes);
+            let _ = decode_bounded::<PairRequest>(&bytes);
+            let _ = decode_bounded::<PairResponse>(&bytes);
         }
 
         #[test]

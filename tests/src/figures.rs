@@ -13,7 +13,7 @@ use crate::error::{KitError, io_error};
 use crate::programs::build_folder;
 
 /// What `make bench ONLY=` may name.
-pub const AREAS: [&str; 4] = ["market", "renter", "owner", "sandbox"];
+pub const AREAS: [&str; 6] = ["market", "renter", "owner", "sandbox", "settlement", "store"];
 
 /// One figure, in the form of `bench.json`.
 #[derive(Debug, Serialize)]

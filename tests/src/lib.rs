@@ -15,3 +15,4 @@ pub mod owner;
 pub mod process;
 pub mod programs;
 pub mod renter;
+pub mod simulation;

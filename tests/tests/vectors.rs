@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use potluck_protocol::balance::{
+    Cancel, CancelReason, Countersign, Fold, Folded, PairId, PairState, Raise, Settle,
+};
+use potluck_protocol::credit::{CreditPolicy, Standing};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId, hex, unhex};
 use potluck_protocol::job::{
@@ -19,11 +23,19 @@ use potluck_protocol::offer::{
     GuestNeeds, GuestOffer, Hardware, Offer, OfferedModel, Protection, Quote, Terms,
 };
 use potluck_protocol::output::{OutputChain, Unit};
+use potluck_protocol::pair::PairBook;
+use potluck_protocol::proof::Equivocation;
 use potluck_protocol::sampler::SeededSampler;
-use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt, Usage, Voucher};
+use potluck_protocol::settle::{
+    Abandon, Accept, Close, CloseReason, Contract, Meter, Phase, Receipt, Usage, Voucher,
+};
 use potluck_protocol::sign::{Signable, Signed, SigningKey, Verified, preimage};
+use potluck_protocol::statement::Statement;
+use potluck_protocol::sync::{Heads, HeadsDigest, LaneHead, StepHead};
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
-use potluck_protocol::wire::{self, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame};
+use potluck_protocol::wire::{
+    self, PairRequest, PairResponse, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -171,6 +183,201 @@ fn story() -> Story {
     Story { job, chain, offer, quote, contract, accept, meter, voucher, receipt, close }
 }
 
+/// The pair's own objects, after the lane of the story has ended.
+struct Account {
+    pair: PairId,
+    folded: Folded,
+    fold: Fold,
+    abandon: Verified<Abandon>,
+    state: Verified<PairState>,
+    countersign: Verified<Countersign>,
+    cancel: Verified<Cancel>,
+    raise: Verified<Raise>,
+    equivocation: Equivocation,
+}
+
+fn account(story: &Story) -> Account {
+    let (renter, provider) = (SigningKey::from_seed(RENTER_SEED), SigningKey::from_seed(PROVIDER_SEED));
+    let pair = PairId::of(renter.peer(), provider.peer()).unwrap();
+    let voucher = story.voucher.body();
+    let folded = Folded { lane: voucher.lane, k: 1, amount: voucher.amount, voucher: story.voucher.digest() };
+    let mut fold = Fold::new(pair, UnixMillis::new(1_700_000_002_000));
+    fold.add(&folded).unwrap();
+    let abandon = Abandon {
+        lane: voucher.lane,
+        by: renter.peer(),
+        k: 1,
+        amount: voucher.amount,
+        voucher: story.voucher.digest(),
+    };
+    // The renter owes the lane and pays 100,000 of it outside.
+    let paid = NanoCredit::new(100_000);
+    let state = PairState {
+        pair,
+        by: renter.peer(),
+        epoch: 0,
+        n: 1,
+        balance: fold.delta() - pair.debt_of(renter.peer(), paid).unwrap(),
+        floor: fold.floor(),
+        lanes: fold.lanes(),
+        folded: fold.count(),
+        settle: Some(Settle {
+            payer: renter.peer(), amount: paid, reference: "invoice 2026-07 · 蓝".into()
+        }),
+        previous: pair.genesis(),
+    };
+    let state = renter.sign(state).unwrap();
+    let (by, proposal) = (provider.peer(), state.digest());
+    let countersign = provider.sign(Countersign { pair, by, epoch: 0, n: 1, state: proposal }).unwrap();
+    let cancel = Cancel { pair, by, epoch: 0, n: 1, proposal, reason: CancelReason::NotPaid };
+    let cancel = provider.sign(cancel).unwrap();
+    let mut less = voucher.clone();
+    less.amount = NanoCredit::new(less.amount.get() - 1);
+    let less = renter.sign(less).unwrap().into_signed();
+    Account {
+        pair,
+        folded,
+        fold,
+        abandon: renter.sign(abandon).unwrap(),
+        state,
+        countersign,
+        cancel,
+        raise: renter.sign(Raise { pair, by: renter.peer(), epoch: 1 }).unwrap(),
+        equivocation: Equivocation::of(story.voucher.signed().clone().into(), less.into()).unwrap().0,
+    }
+}
+
+fn lane_head(story: &Story) -> LaneHead {
+    let mut head = LaneHead::nothing(story.contract.body().lane);
+    for statement in [
+        Statement::from(story.contract.signed().clone()),
+        story.accept.signed().clone().into(),
+        story.meter.signed().clone().into(),
+        story.voucher.signed().clone().into(),
+        story.receipt.signed().clone().into(),
+        story.close.signed().clone().into(),
+    ] {
+        head.hold(&statement, &statement.verify().unwrap());
+    }
+    head
+}
+
+fn step_head(account: &Account) -> StepHead {
+    let mut book = PairBook::new(account.pair.low(), account.pair.high()).unwrap();
+    book.note_state(&account.state);
+    book.note_agreed(&account.state, &account.countersign);
+    StepHead::of(&book)
+}
+
+fn digests_vector(story: &Story, account: &Account) -> Value {
+    let (step, head) = (step_head(account), lane_head(story));
+    let mut digest = HeadsDigest::new(&step).unwrap();
+    let before = digest.get();
+    digest.add(&head).unwrap();
+    json!({
+        "pair": account.pair,
+        "genesis": account.pair.genesis().to_string(),
+        "lanes": {
+            "domain": "potluck/v1/lanes",
+            "folded": [account.folded],
+            "folded_bytes": [hex(&wire::encode(&account.folded).unwrap())],
+            "empty": Fold::new(account.pair, UnixMillis::ZERO).lanes().to_string(),
+            "digest": account.fold.lanes().to_string(),
+            "delta": i64::try_from(account.fold.delta()).unwrap(),
+        },
+        "heads": {
+            "domain": "potluck/v1/heads",
+            "step": step,
+            "step_bytes": hex(&wire::encode(&step).unwrap()),
+            "lane": head,
+            "lane_bytes": hex(&wire::encode(&head).unwrap()),
+            "digests": [before.to_string(), digest.get().to_string()],
+        },
+    })
+}
+
+fn equivocation_vector(account: &Account) -> Value {
+    let proof = &account.equivocation;
+    json!({
+        "domain": "potluck/v1/equivocation",
+        "proof": proof,
+        "bytes": hex(&wire::encode(proof).unwrap()),
+        "digest": proof.digest().unwrap().to_string(),
+        "signer": proof.verify().unwrap().signer,
+        "slot": proof.verify().unwrap().slot.to_string(),
+    })
+}
+
+fn pair_requests(story: &Story, account: &Account) -> Value {
+    let heads = Heads { step: step_head(account), after: None, lanes: vec![lane_head(story)], whole: true };
+    let push = vec![
+        Statement::from(account.state.signed().clone()),
+        account.cancel.signed().clone().into(),
+        account.raise.signed().clone().into(),
+        account.abandon.signed().clone().into(),
+    ];
+    json!([
+        frame_vector("same", &PairRequest::Same { heads: Digest::from_bytes([7; 32]) }),
+        frame_vector("heads", &PairRequest::Heads(Box::new(heads))),
+        frame_vector("steps", &PairRequest::Steps),
+        frame_vector("fetch", &PairRequest::Fetch(vec![LaneHead::nothing(story.contract.body().lane)])),
+        frame_vector("push", &PairRequest::Push(push)),
+        frame_vector("proof", &PairRequest::Proof(Box::new(account.equivocation.clone()))),
+    ])
+}
+
+fn pair_responses(story: &Story, account: &Account) -> Value {
+    let heads = Heads {
+        step: step_head(account),
+        after: Some(story.contract.body().lane),
+        lanes: Vec::new(),
+        whole: true,
+    };
+    let statements: Vec<Statement> = vec![
+        story.quote.signed().clone().into(),
+        story.contract.signed().clone().into(),
+        story.accept.signed().clone().into(),
+        story.meter.signed().clone().into(),
+        story.voucher.signed().clone().into(),
+        story.receipt.signed().clone().into(),
+        story.close.signed().clone().into(),
+        account.countersign.signed().clone().into(),
+    ];
+    let refusal = Refusal::new(RefusalCode::LedgerFailed, "the ledger cannot be read");
+    json!([
+        frame_vector("same", &PairResponse::Same { heads: Digest::from_bytes([7; 32]) }),
+        frame_vector("heads", &PairResponse::Heads(Box::new(heads))),
+        frame_vector("statements", &PairResponse::Statements { statements, more: true }),
+        frame_vector("noted", &PairResponse::Noted),
+        frame_vector("refused", &PairResponse::Refused(refusal)),
+    ])
+}
+
+fn credit_vector() -> Value {
+    let policy = CreditPolicy::of_rate(terms().run);
+    let case = |balance: i64, open_caps, settled, audited, frozen| {
+        let standing = Standing {
+            balance: i128::from(balance),
+            open_caps: NanoCredit::new(open_caps),
+            settled: NanoCredit::new(settled),
+            audited: NanoCredit::new(audited),
+            frozen,
+        };
+        let exposure = u64::try_from(standing.exposure()).unwrap();
+        json!({ "standing": standing, "limit": policy.limit(&standing), "exposure": exposure })
+    };
+    json!({
+        "policy": policy,
+        "cases": [
+            case(0, 0, 0, 0, false),
+            case(7_000_000, 500_000, 10_000_000, 1_000_003, false),
+            case(-5_000, 3_000, 0, 0, false),
+            case(1, 0, u64::MAX, u64::MAX, false),
+            case(-5_000, 0, 10_000_000, 0, true),
+        ],
+    })
+}
+
 fn signed_vector<T: Signable>(object: &Verified<T>, seed: [u8; 32]) -> Value {
     let body = object.body();
     json!({
@@ -312,6 +519,7 @@ fn sampler_vector() -> Value {
 /// What each file in the folder must hold.
 fn vectors() -> BTreeMap<&'static str, Value> {
     let story = story();
+    let account = account(&story);
     BTreeMap::from([
         ("offer.json", signed_vector(&story.offer, PROVIDER_SEED)),
         ("quote.json", signed_vector(&story.quote, PROVIDER_SEED)),
@@ -321,6 +529,16 @@ fn vectors() -> BTreeMap<&'static str, Value> {
         ("voucher.json", signed_vector(&story.voucher, RENTER_SEED)),
         ("receipt.json", signed_vector(&story.receipt, PROVIDER_SEED)),
         ("close.json", signed_vector(&story.close, PROVIDER_SEED)),
+        ("abandon.json", signed_vector(&account.abandon, RENTER_SEED)),
+        ("pair_state.json", signed_vector(&account.state, RENTER_SEED)),
+        ("countersign.json", signed_vector(&account.countersign, PROVIDER_SEED)),
+        ("cancel.json", signed_vector(&account.cancel, PROVIDER_SEED)),
+        ("raise.json", signed_vector(&account.raise, RENTER_SEED)),
+        ("equivocation.json", equivocation_vector(&account)),
+        ("pair_digests.json", digests_vector(&story, &account)),
+        ("credit.json", credit_vector()),
+        ("frames_pair_requests.json", pair_requests(&story, &account)),
+        ("frames_pair_responses.json", pair_responses(&story, &account)),
         ("job.json", job_vector(&story.job)),
         ("job_exec.json", job_vector(&Job::Exec(exec_spec()))),
         ("output_chain.json", chain_vector(&story)),
@@ -388,6 +606,11 @@ fn frozen_signatures_verify_from_their_bytes() {
     check_signed::<Voucher>("voucher.json");
     check_signed::<Receipt>("receipt.json");
     check_signed::<Close>("close.json");
+    check_signed::<Abandon>("abandon.json");
+    check_signed::<PairState>("pair_state.json");
+    check_signed::<Countersign>("countersign.json");
+    check_signed::<Cancel>("cancel.json");
+    check_signed::<Raise>("raise.json");
 }
 
 /// A preimage as SPEC.md describes it, built here by hand.
@@ -401,8 +624,22 @@ fn preimage_by_hand(domain: &str, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn preimages_and_digests_are_as_the_specification_says() {
-    for name in ["offer", "quote", "contract", "accept", "meter", "voucher", "receipt", "close"] {
-        let vector = read(&format!("{name}.json"));
+    for name in [
+        "offer",
+        "quote",
+        "contract",
+        "accept",
+        "meter",
+        "voucher",
+        "receipt",
+        "close",
+        "abandon",
+        "pair-state",
+        "countersign",
+        "cancel",
+        "raise",
+    ] {
+        let vector = read(&format!("{}.json", name.replace('-', "_")));
         let domain = vector["domain"].as_str().unwrap();
         assert_eq!(domain, format!("potluck/v1/{name}"));
         let preimage = preimage_by_hand(domain, &bytes_at(&vector, "body_bytes"));
@@ -454,4 +691,41 @@ fn frozen_frames_decode_exactly() {
     check_frames::<QuoteResponse>("frames_quote_responses.json");
     check_frames::<RenterFrame>("frames_renter.json");
     check_frames::<ProviderFrame>("frames_provider.json");
+    check_frames::<PairRequest>("frames_pair_requests.json");
+    check_frames::<PairResponse>("frames_pair_responses.json");
+}
+
+/// The chained digests of a pair, built here by hand.
+#[test]
+fn the_digests_of_a_pair_are_as_the_specification_says() {
+    let vector = read("pair_digests.json");
+    let hash = |domain: &Value, body: &[u8]| {
+        *blake3::hash(&preimage_by_hand(domain.as_str().unwrap(), body)).as_bytes()
+    };
+    let shown = |digest: [u8; 32]| Value::from(Digest::from_bytes(digest).to_string());
+    let lanes = &vector["lanes"];
+    let empty = hash(&lanes["domain"], &[]);
+    assert_eq!(lanes["empty"], shown(empty));
+    let folded = unhex(lanes["folded_bytes"][0].as_str().unwrap()).unwrap();
+    assert_eq!(lanes["digest"], shown(hash(&lanes["domain"], &[&empty[..], &folded].concat())));
+    let heads = &vector["heads"];
+    let step = hash(&heads["domain"], &bytes_at(heads, "step_bytes"));
+    assert_eq!(heads["digests"][0], shown(step));
+    let link = [&step[..], &bytes_at(heads, "lane_bytes")].concat();
+    assert_eq!(heads["digests"][1], shown(hash(&heads["domain"], &link)));
+    let key = |side: &str| *vector["pair"][side].as_str().unwrap().parse::<PeerId>().unwrap().as_bytes();
+    let two = [key("low"), key("high")].concat();
+    assert_eq!(vector["genesis"], shown(hash(&Value::from("potluck/v1/pair"), &two)));
+}
+
+/// The proof convicts from its bytes alone, and is small enough to travel.
+#[test]
+fn the_frozen_proof_convicts_from_its_bytes() {
+    let vector = read("equivocation.json");
+    let bytes = bytes_at(&vector, "bytes");
+    assert!(bytes.len() <= 700, "{} bytes", bytes.len());
+    let proof: Equivocation = wire::decode_bounded(&bytes).unwrap();
+    assert_eq!(vector["signer"].as_str().unwrap(), proof.verify().unwrap().signer.to_string());
+    let preimage = preimage_by_hand(vector["domain"].as_str().unwrap(), &bytes);
+    assert_eq!(vector["digest"].as_str().unwrap(), format!("b3:{}", blake3::hash(&preimage).to_hex()));
 }

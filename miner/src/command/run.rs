@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use potluck_node::identity::Identity;
-use potluck_node::ledger::Ledger;
+use potluck_node::ledger::{Ledger, Retention};
 use potluck_node::net::{Inbound, Network, NetworkConfig, NetworkLimits, Role};
 use potluck_node::shutdown;
 use potluck_node::state::StateDir;
+use potluck_protocol::sign::SigningKey;
 use potluck_protocol::unit::GpuMillis;
 use potluck_sandbox::cpu::check_cpu;
 use potluck_sandbox::protection::EffectiveProtection;
@@ -46,6 +47,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     let programs = Programs::find()?;
     let identity = Identity::load_or_create(&state.key_path())?;
     let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
+    let key = SigningKey::from_seed(identity.signing_key().seed());
+    ledger.tend(key, Retention::default())?;
     let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,40 +1,36 @@
 //! The journal: the ledger's only truth, an append-only chain of records in preallocated segments.
 //!
-//! Owns: the file format, the durable append (one `fdatasync` per group), and telling a torn tail
-//! from damage. Never: knows what a record means, retries a failed sync, or deletes a damaged file.
+//! Owns: which files make the chain, the durable append (one sync per group), and finding the chain's
+//! end again. Never: knows what a record means, retries a failed sync, or deletes a damaged file.
 //! Called by the writer thread, and by the ledger when it opens. Ends with the writer; there is
 //! nothing to flush, as every append was synced before it returned.
 //!
 //! ```text
-//! journal-0-00000001.seg:  header (128 bytes), records, zeros up to the preallocated size
-//! header:  magic 8 | version 16 | segment u64 | owner 32 | hash of the record before 32 | zeros | crc32c u32
-//! record:  len u32 | crc32c u32 | kind u8 | hash of the record before 32 | payload (len bytes)
+//! checkpoint-1-00000007.ckp   stands for segments 1 to 7 (see checkpoint.rs); at most one counts
+//! journal-1-00000008.seg      header (128 bytes), records, zeros up to the preallocated size
+//! journal-1-00000009.seg      the last one: the next group goes here
+//! *.new                       what a crash left of a file that never got its name
 //! ```
 //!
-//! Numbers are little-endian. The CRC covers `len` and everything after the CRC. The high bit of
-//! `kind` marks the first record of a group. A group is written only after the one before it was
-//! synced, so a whole first-of-group record *behind* a broken one proves that the broken one had
-//! been durable: that is damage. Without such proof it is the tail of a write that a crash tore,
-//! which nobody was promised.
+//! Whoever knows a place on the chain (the index does) need not read what lies before it: the record
+//! at that place must have the hash that the place names, and the chain is read on from there.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use potluck_protocol::id::PeerId;
-use potluck_protocol::limits::MAX_FRAME_BYTES;
-use rustix::fs::FallocateFlags;
+use potluck_protocol::unit::UnixMillis;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::LedgerError;
+use super::disk::{Disk, DiskFile, length, read_full_at, write_all_at};
+use super::error::{LedgerError, io_error};
+use super::fault;
+use super::frame::{
+    FIRST_OF_GROUP, Format, HEADER_BYTES, Header, MAX_RECORD_BYTES, Position, parse, used, was_durable,
+    write_record,
+};
 
-const MAGIC: &[u8; 8] = b"POTLUCK\0";
-const VERSION: &[u8; 16] = b"journal-0\0\0\0\0\0\0\0";
-const SEGMENT_PREFIX: &str = "journal-0-";
-const SEGMENT_SUFFIX: &str = ".seg";
-const HEADER_BYTES: usize = 128;
-const RECORD_HEAD_BYTES: usize = 4 + 4 + 1 + 32;
-const FIRST_OF_GROUP: u8 = 0x80;
 /// The first segment; each is twice the one before, up to [`MAX_SEGMENT_BYTES`].
 const MIN_SEGMENT_BYTES: usize = 1 << 20;
 /// Bounds the memory that a scan takes and the pause that a new segment costs.
@@ -42,18 +38,17 @@ const MAX_SEGMENT_BYTES: usize = 8 << 20;
 /// The most that one group may take: it must fit any segment.
 pub(super) const MAX_GROUP_BYTES: usize = 512 << 10;
 
-/// Bytes of the journal that a record with such a payload takes.
-pub(super) fn record_bytes(payload: usize) -> usize {
-    RECORD_HEAD_BYTES + payload
-}
-
-/// A place in the chain: how many records, and the hash of the last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Position {
-    /// Records up to here.
-    pub(super) records: u64,
-    /// Hash of the last of them; zeros when there is none.
-    pub(super) head: [u8; 32],
+/// A place in the chain, and where the record before it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// How far along the chain.
+    pub(super) position: Position,
+    /// In which segment its last record lies.
+    pub(super) segment: u64,
+    /// At which byte that record begins.
+    pub(super) start: u64,
+    /// And ends.
+    pub(super) end: u64,
 }
 
 /// A record as it lies in the journal.
@@ -61,23 +56,381 @@ pub(super) struct Position {
 pub(super) struct Entry<'a> {
     /// In which file.
     pub(super) file: &'a Path,
-    /// At which byte.
-    pub(super) offset: u64,
     /// Its kind's number.
     pub(super) kind: u8,
     /// What was appended.
     pub(super) payload: &'a [u8],
     /// The place after it.
+    pub(super) place: Place,
+}
+
+/// A segment that is there.
+#[derive(Debug, Clone)]
+pub(super) struct Segment {
+    /// Which.
+    pub(super) number: u64,
+    /// Its file.
+    pub(super) name: String,
+    /// What it says of itself.
+    pub(super) header: Header,
+    /// Its length in bytes.
+    pub(super) size: u64,
+}
+
+/// The files of a journal, before its end is known.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Where they lie.
+    pub(super) disk: Arc<dyn Disk>,
+    /// Whose they are.
+    pub(super) owner: PeerId,
+    /// The checkpoint that counts: its file and header.
+    pub(super) base: Option<(String, Header)>,
+    /// The segments after it, in order, without a gap.
+    pub(super) segments: Vec<Segment>,
+    /// Files that count no more: drafts, and what the checkpoint stands for.
+    pub(super) leftovers: Vec<String>,
+}
+
+/// Where a scan came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    /// How far along the chain.
     pub(super) position: Position,
+    /// In the last segment: where the next record goes.
+    pub(super) at: usize,
+    /// Bytes of a torn write from there on.
+    pub(super) torn: usize,
+    /// Where the last group begins, if it was read: it may never have been synced.
+    pub(super) last_group: Option<usize>,
+    /// Bytes read.
+    pub(super) read: u64,
+}
+
+/// Where bytes of a segment come from, and what came before them.
+pub(super) struct Start<'a> {
+    /// In which file.
+    pub(super) file: &'a Path,
+    /// Which segment that is.
+    pub(super) segment: u64,
+    /// At which byte of it.
+    pub(super) from: u64,
+    /// The end of what was read before.
+    pub(super) before: End,
+}
+
+/// Follows the chain through `bytes`, up to record `until`; in the last segment it may end in a torn
+/// write.
+pub(super) fn scan_bytes(
+    bytes: &[u8],
+    start: &Start<'_>,
+    (until, is_last): (u64, bool),
+    visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), LedgerError>,
+) -> Result<End, LedgerError> {
+    let Start { file, segment, from, before } = *start;
+    let (mut position, mut at, mut last_group) = (before.position, 0, None);
+    while position.records < until
+        && let Some(frame) = parse(bytes, at).filter(|frame| frame.before == position.head)
+    {
+        position = Position { records: position.records + 1, head: frame.hash() };
+        let start = from + length(at);
+        if frame.kind & FIRST_OF_GROUP != 0 {
+            last_group = usize::try_from(start).ok();
+        }
+        at += frame.bytes.len();
+        let place = Place { position, segment, start, end: from + length(at) };
+        visit(&Entry { file, kind: frame.kind & !FIRST_OF_GROUP, payload: frame.payload, place })?;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    // Who reads up to a record does not judge what is being written behind it.
+    let torn = if position.records < until { used(rest) } else { 0 };
+    if torn > 0 && (!is_last || was_durable(rest)) {
+        let what = "a record there is broken, and records after it are whole";
+        return Err(LedgerError::Damaged { file: file.to_owned(), offset: from + length(at), what });
+    }
+    let end = usize::try_from(from).unwrap_or(usize::MAX).saturating_add(at);
+    Ok(End { position, at: end, torn, last_group, read: before.read + length(bytes.len()) })
+}
+
+/// `journal-1-00000003.seg`: the version and the number of a file named like `stem`.
+fn numbered(name: &str, stem: &str, suffix: &str) -> Option<(String, u64)> {
+    let (version, number) = name.strip_prefix(stem)?.strip_suffix(suffix)?.split_once('-')?;
+    Some((version.to_owned(), number.parse().ok()?))
+}
+
+/// The file of a new segment.
+pub(super) fn segment_name(number: u64) -> String {
+    format!("journal-1-{number:08}.seg")
+}
+
+/// The file of a checkpoint that stands for all segments up to `through`.
+pub(super) fn checkpoint_name(through: u64) -> String {
+    format!("checkpoint-1-{through:08}.ckp")
+}
+
+impl End {
+    /// Where the records of the first segment after `position` begin.
+    pub(super) fn at_header(position: Position) -> Self {
+        Self { position, at: HEADER_BYTES, torn: 0, last_group: None, read: 0 }
+    }
+}
+
+impl Found {
+    /// Looks which files are there and what their headers say.
+    pub(super) fn survey(disk: Arc<dyn Disk>, owner: PeerId) -> Result<Self, LedgerError> {
+        let dir = disk.path("");
+        let (mut segments, mut checkpoints, mut leftovers) = (Vec::new(), Vec::new(), Vec::new());
+        for name in disk.list().map_err(io_error("list", &dir))? {
+            let segment = numbered(&name, "journal-", ".seg");
+            let checkpoint = numbered(&name, "checkpoint-", ".ckp");
+            match (segment, checkpoint) {
+                (Some((version, number)), _) if version == "0" || version == "1" => {
+                    segments.push((number, name));
+                }
+                (_, Some((version, through))) if version == "1" => checkpoints.push((through, name)),
+                (None, None) if name.ends_with(".new") => leftovers.push(name),
+                (None, None) => {}
+                _ => return Err(LedgerError::Version { file: disk.path(&name) }),
+            }
+        }
+        segments.sort_unstable();
+        checkpoints.sort_unstable();
+        let base = checkpoints.pop();
+        leftovers.extend(checkpoints.into_iter().map(|(_, name)| name));
+        let through = base.as_ref().map_or(0, |(through, _)| *through);
+        let live = segments.iter().position(|(number, _)| *number > through).unwrap_or(segments.len());
+        leftovers.extend(segments.drain(..live).map(|(_, name)| name));
+        let mut found = Self { disk, owner, base: None, segments: Vec::new(), leftovers };
+        if let Some((number, name)) = base {
+            let (header, _) = found.header(&name, &[Format::Checkpoint1], number)?;
+            found.base = Some((name, header));
+        }
+        found.follow(through, segments)?;
+        Ok(found)
+    }
+
+    /// Takes the segments after number `through`, which must follow each other.
+    fn follow(&mut self, through: u64, segments: Vec<(u64, String)>) -> Result<(), LedgerError> {
+        let missing = |number| LedgerError::MissingSegment { file: self.disk.path(&segment_name(number)) };
+        let mut live = Vec::new();
+        for (expected, (number, name)) in (through + 1..).zip(segments) {
+            if number != expected {
+                return Err(missing(expected));
+            }
+            let (header, size) = self.header(&name, &[Format::Journal0, Format::Journal1], number)?;
+            live.push(Segment { number, name, header, size });
+        }
+        // A checkpoint stands for segments that were full, so one more had been begun.
+        if live.is_empty() && through > 0 {
+            return Err(missing(through + 1));
+        }
+        self.segments = live;
+        Ok(())
+    }
+
+    fn header(&self, name: &str, formats: &[Format], number: u64) -> Result<(Header, u64), LedgerError> {
+        let path = self.disk.path(name);
+        let file = self.disk.open(name).map_err(io_error("open", &path))?;
+        let size = file.size().map_err(io_error("read", &path))?;
+        let mut bytes = [0; HEADER_BYTES];
+        let read = read_full_at(&*file, &mut bytes, 0).map_err(io_error("read", &path))?;
+        let header = Header::parse(bytes.get(..read).unwrap_or_default(), &path, self.owner)?;
+        if header.number != number || !formats.contains(&header.format) {
+            let what = "it does not continue the segment before it";
+            return Err(LedgerError::Damaged { file: path, offset: 0, what });
+        }
+        Ok((header, size))
+    }
+
+    /// Where the segments begin: after what the checkpoint stands for.
+    pub(super) fn begin(&self) -> Position {
+        self.base.as_ref().map_or_else(Position::default, |(_, header)| Position {
+            records: header.records.unwrap_or(0),
+            head: header.before,
+        })
+    }
+
+    /// The last segment that the checkpoint stands for; 0 without one.
+    pub(super) fn through(&self) -> u64 {
+        self.base.as_ref().map_or(0, |(_, header)| header.number)
+    }
+
+    /// Is `place` on the chain? Reads one record.
+    pub(super) fn confirms(&self, place: &Place) -> Result<bool, LedgerError> {
+        if place.position == self.begin() {
+            return Ok(true);
+        }
+        let Some(segment) = self.segments.iter().find(|it| it.number == place.segment) else {
+            return Ok(false);
+        };
+        let wanted = place.end.saturating_sub(place.start);
+        if wanted > length(MAX_RECORD_BYTES) {
+            return Ok(false);
+        }
+        let bytes = self.read(segment, place.start, wanted)?;
+        let frame = parse(&bytes, 0).filter(|frame| frame.bytes.len() == bytes.len());
+        Ok(frame.is_some_and(|frame| frame.hash() == place.position.head))
+    }
+
+    /// Bytes that a scan from there on would read.
+    pub(super) fn bytes_from(&self, place: Option<&Place>) -> u64 {
+        let (segment, end) = self.after(place);
+        let rest = self.segments.iter().filter(|it| it.number >= segment).map(|it| it.size).sum::<u64>();
+        rest.saturating_sub(end)
+    }
+
+    /// The segment and the byte after `place`.
+    fn after(&self, place: Option<&Place>) -> (u64, u64) {
+        match place.filter(|place| place.position != self.begin()) {
+            Some(place) => (place.segment, place.end),
+            None => (self.through() + 1, length(HEADER_BYTES)),
+        }
+    }
+
+    /// Calls `visit` for each record after `place` (of all segments when there is none), up to record
+    /// `until`, and checks the chain on the way. Nothing is changed.
+    pub(super) fn scan(
+        &self,
+        place: Option<&Place>,
+        until: u64,
+        visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), LedgerError>,
+    ) -> Result<End, LedgerError> {
+        let (first, from) = self.after(place);
+        let position = place.map_or_else(|| self.begin(), |place| place.position);
+        let mut end = End::at_header(position);
+        let last = self.segments.last().map_or(0, |it| it.number);
+        for segment in self.segments.iter().filter(|it| it.number >= first) {
+            if end.position.records >= until {
+                break;
+            }
+            let from = if segment.number == first { from } else { length(HEADER_BYTES) };
+            end = self.scan_segment(segment, from, end, (until, segment.number == last), visit)?;
+        }
+        Ok(end)
+    }
+
+    fn scan_segment(
+        &self,
+        segment: &Segment,
+        from: u64,
+        before: End,
+        (until, is_last): (u64, bool),
+        visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), LedgerError>,
+    ) -> Result<End, LedgerError> {
+        let path = self.disk.path(&segment.name);
+        if from == length(HEADER_BYTES) && !segment.header.follows(&before.position) {
+            let what = "it does not continue the segment before it";
+            return Err(LedgerError::Damaged { file: path, offset: 0, what });
+        }
+        let bytes = self.read(segment, from, segment.size.saturating_sub(from))?;
+        let start = Start { file: &path, segment: segment.number, from, before };
+        scan_bytes(&bytes, &start, (until, is_last), visit)
+    }
+
+    /// Calls `visit` for each record whose number is in `wanted` (in order), reading no segment that
+    /// has none of them, if that can be told.
+    pub(super) fn fetch(
+        &self,
+        wanted: &[u64],
+        visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let Some(until) = wanted.last().copied() else { return Ok(()) };
+        let mut position = self.begin();
+        for (nth, segment) in self.segments.iter().enumerate() {
+            if let Some(records) = segment.header.records {
+                position = Position { records, head: segment.header.before };
+            }
+            if position.records >= until {
+                break;
+            }
+            let next = self.segments.get(nth + 1).and_then(|next| next.header.records);
+            let inside = |number: &u64| *number > position.records && next.is_none_or(|next| *number <= next);
+            if next.is_some() && !wanted.iter().any(inside) {
+                continue;
+            }
+            let before = End::at_header(position);
+            let mut visit_wanted = |entry: &Entry<'_>| {
+                let is_wanted = wanted.binary_search(&entry.place.position.records).is_ok();
+                if is_wanted { visit(entry) } else { Ok(()) }
+            };
+            let bounds = (until, nth + 1 == self.segments.len());
+            position =
+                self.scan_segment(segment, length(HEADER_BYTES), before, bounds, &mut visit_wanted)?.position;
+        }
+        Ok(())
+    }
+
+    fn read(&self, segment: &Segment, from: u64, len: u64) -> Result<Vec<u8>, LedgerError> {
+        let path = self.disk.path(&segment.name);
+        let file = self.disk.open(&segment.name).map_err(io_error("open", &path))?;
+        let room = len.min(segment.size.saturating_sub(from));
+        let mut bytes = vec![0; usize::try_from(room).unwrap_or(0)];
+        let read = read_full_at(&*file, &mut bytes, from).map_err(io_error("read", &path))?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Makes sure of the names that count, then deletes what counts no more. (A crash may have come
+    /// between a rename and the sync of the folder.)
+    pub(super) fn sweep(&mut self) -> Result<(), LedgerError> {
+        self.disk.sync().map_err(io_error("sync", &self.disk.path("")))?;
+        for name in self.leftovers.drain(..) {
+            let path = self.disk.path(&name);
+            self.disk.remove(&name).map_err(io_error("delete", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Opens the journal for appending at its end, whose torn tail is cut; begins one where there is
+    /// none.
+    pub(super) fn into_journal(self, end: End, now: UnixMillis) -> Result<Journal, LedgerError> {
+        let Self { disk, owner, segments, .. } = self;
+        let Some(last) = segments.last() else {
+            let file = create_segment(&*disk, owner, 1, &Position::default(), now)?;
+            let size = segment_size(1);
+            let position = Position::default();
+            let name = segment_name(1);
+            return Ok(Journal { disk, owner, file, name, segment: 1, size, at: HEADER_BYTES, position });
+        };
+        let path = disk.path(&last.name);
+        let file = disk.open(&last.name).map_err(io_error("open", &path))?;
+        secure(&*file, &path, end)?;
+        // A file cut short by hand simply has no room left: the next group begins a new segment.
+        let size = usize::try_from(last.size).unwrap_or(0);
+        let (name, segment) = (last.name.clone(), last.number);
+        Ok(Journal { disk, owner, file, name, segment, size, at: end.at, position: end.position })
+    }
+}
+
+/// Makes the end that was found the durable one.
+///
+/// The last group may be there only because the system still had it in memory: its writer was killed
+/// before the sync, or the sync failed, after which no other sync writes those pages. It is written
+/// once more, for whoever offers one of its records again is told that it is kept. Zeros go over a
+/// torn tail, so that what a crash left is never taken for part of a later write.
+fn secure(file: &dyn DiskFile, path: &Path, end: End) -> Result<(), LedgerError> {
+    let start = end.last_group.unwrap_or(end.at);
+    let mut bytes = vec![0; end.at.saturating_sub(start)];
+    let read = read_full_at(file, &mut bytes, length(start)).map_err(io_error("read", path))?;
+    bytes.truncate(read);
+    bytes.resize(read + end.torn, 0);
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    write_all_at(file, &bytes, length(start)).map_err(io_error("secure the end of", path))?;
+    fault::point(fault::END_WRITTEN);
+    file.sync_data().map_err(io_error("sync", path))?;
+    fault::point(fault::END_SECURED);
+    Ok(())
 }
 
 /// The journal, open for appending.
 #[derive(Debug)]
 pub(super) struct Journal {
-    dir: PathBuf,
+    disk: Arc<dyn Disk>,
     owner: PeerId,
-    pub(super) file: File,
-    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    name: String,
     segment: u64,
     size: usize,
     at: usize,
@@ -85,422 +438,102 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, or begins one: checks every CRC and the whole chain, and cuts a
-    /// torn tail. Gives the bytes cut, too.
-    pub(super) fn open(dir: &Path, owner: PeerId) -> Result<(Self, u64), LedgerError> {
-        let count = segments(dir)?;
-        if count == 0 {
-            let (file, path, size) = create_segment(dir, owner, 1, &Position::default())?;
-            let at = HEADER_BYTES;
-            let position = Position::default();
-            return Ok((Self { dir: dir.to_owned(), owner, file, path, segment: 1, size, at, position }, 0));
-        }
-        let mut scanned = Scanned { position: Position::default(), end: HEADER_BYTES, tail: 0 };
-        for segment in 1..=count {
-            scanned = scan_segment(dir, owner, segment, scanned.position, segment == count, &mut |_| Ok(()))?;
-        }
-        let path = segment_path(dir, count);
-        let file = open_rw(&path)?;
-        if scanned.tail > 0 {
-            cut(&file, &path, scanned.end, scanned.tail)?;
-        }
-        let length = file.metadata().map_err(io_error("read", &path))?.len();
-        // A file cut short by hand simply has no room left: the next group begins a new segment.
-        let size = usize::try_from(length).unwrap_or(0);
-        let journal = Self {
-            dir: dir.to_owned(),
-            owner,
-            file,
-            path,
-            segment: count,
-            size,
-            at: scanned.end,
-            position: scanned.position,
-        };
-        Ok((journal, u64::try_from(scanned.tail).unwrap_or(u64::MAX)))
+    /// The file that the next group goes to.
+    pub(super) fn path(&self) -> PathBuf {
+        self.disk.path(&self.name)
     }
 
-    /// Calls `visit` for each record after the first `skip`.
-    pub(super) fn replay(
-        &self,
-        skip: u64,
-        mut visit: impl FnMut(&Entry<'_>) -> Result<(), LedgerError>,
-    ) -> Result<(), LedgerError> {
-        let mut position = Position::default();
-        for segment in 1..=self.segment {
-            let last = segment == self.segment;
-            let mut visit_new =
-                |entry: &Entry<'_>| if entry.position.records > skip { visit(entry) } else { Ok(()) };
-            position = scan_segment(&self.dir, self.owner, segment, position, last, &mut visit_new)?.position;
-        }
-        Ok(())
-    }
-
-    /// Is `position` a place on the chain?
-    pub(super) fn holds(&self, position: &Position) -> Result<bool, LedgerError> {
-        let mut held = *position == Position::default() || *position == self.position;
-        if !held && position.records < self.position.records {
-            self.replay(position.records.saturating_sub(1), |entry| {
-                held |= entry.position == *position;
-                Ok(())
-            })?;
-        }
-        Ok(held)
-    }
-
-    /// Where the journal ends.
+    /// How far along the chain it is.
     pub(super) fn position(&self) -> Position {
         self.position
     }
 
-    /// The file that the next group goes to.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The segment that the next group goes to, if it fits.
+    pub(super) fn segment(&self) -> u64 {
+        self.segment
     }
 
-    /// Appends a group of at most [`MAX_GROUP_BYTES`] and syncs it. After an error the journal's
-    /// end is unknown: the caller must not append again (fsync reports a lost page only once).
-    pub(super) fn append(&mut self, group: &[(u8, &[u8])]) -> io::Result<()> {
+    /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives
+    /// the place after it. After an error the journal's end is unknown: the caller must not append
+    /// again (a sync reports a lost page only once).
+    pub(super) fn append(&mut self, group: &[(u8, &[u8])], now: UnixMillis) -> io::Result<Place> {
         let mut bytes = Vec::new();
         let mut position = self.position;
+        let mut last = 0;
         for (nth, (kind, payload)) in group.iter().enumerate() {
             let mark = if nth == 0 { FIRST_OF_GROUP } else { 0 };
+            last = bytes.len();
             position = Position {
                 records: position.records + 1,
                 head: write_record(&mut bytes, kind | mark, &position.head, payload)?,
             };
         }
         if self.at + bytes.len() > self.size {
-            self.roll()?;
+            self.roll(now)?;
         }
-        self.file.write_all_at(&bytes, offset(self.at))?;
-        rustix::fs::fdatasync(&self.file)?;
+        write_all_at(&*self.file, &bytes, length(self.at))?;
+        fault::point(fault::GROUP_WRITTEN);
+        self.file.sync_data()?;
+        fault::point(fault::GROUP_SYNCED);
+        let start = length(self.at + last);
         self.at += bytes.len();
         self.position = position;
-        Ok(())
+        Ok(Place { position, segment: self.segment, start, end: length(self.at) })
     }
 
-    fn roll(&mut self) -> io::Result<()> {
+    fn roll(&mut self, now: UnixMillis) -> io::Result<()> {
         let next = self.segment + 1;
-        let (file, path, size) =
-            create_segment(&self.dir, self.owner, next, &self.position).map_err(io::Error::other)?;
-        (self.file, self.path, self.segment, self.size, self.at) = (file, path, next, size, HEADER_BYTES);
+        self.file = create_segment(&*self.disk, self.owner, next, &self.position, now).map_err(|error| {
+            // The system's own reason tells a full disk from a broken one.
+            match error {
+                LedgerError::Io { source, .. } => source,
+                other => io::Error::other(other),
+            }
+        })?;
+        (self.name, self.segment, self.size) = (segment_name(next), next, segment_size(next));
+        self.at = HEADER_BYTES;
         Ok(())
     }
 }
 
-fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LedgerError + use<'a> {
-    move |source| LedgerError::Io { doing, path: path.to_owned(), source }
+fn segment_size(number: u64) -> usize {
+    let doublings = u32::try_from(number.saturating_sub(1)).unwrap_or(u32::MAX).min(8);
+    MIN_SEGMENT_BYTES.checked_shl(doublings).map_or(MAX_SEGMENT_BYTES, |size| size.min(MAX_SEGMENT_BYTES))
 }
 
-fn offset(at: usize) -> u64 {
-    u64::try_from(at).unwrap_or(u64::MAX)
-}
-
-fn open_rw(path: &Path) -> Result<File, LedgerError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(io_error("open", path))
-}
-
-pub(super) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
-    dir.join(format!("{SEGMENT_PREFIX}{segment:08}{SEGMENT_SUFFIX}"))
-}
-
-/// The number of segments, which must be 1, 2, 3 … without a gap.
-fn segments(dir: &Path) -> Result<u64, LedgerError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
-        let name = entry.map_err(io_error("list", dir))?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let Some(number) = name.strip_prefix(SEGMENT_PREFIX) else {
-            if name.starts_with("journal-") && name.ends_with(SEGMENT_SUFFIX) {
-                return Err(LedgerError::Version { file: dir.join(name) });
-            }
-            continue;
-        };
-        found.extend(number.strip_suffix(SEGMENT_SUFFIX).and_then(|number| number.parse::<u64>().ok()));
-    }
-    found.sort_unstable();
-    for (expected, number) in (1..).zip(&found) {
-        if *number != expected {
-            return Err(LedgerError::MissingSegment { file: segment_path(dir, expected) });
-        }
-    }
-    Ok(offset(found.len()))
-}
-
-/// Makes a segment of zeros and its header, durable in file and folder before it has its name.
+/// Makes a segment of zeros and its header, durable in file and folder before anything is in it.
 fn create_segment(
-    dir: &Path,
+    disk: &dyn Disk,
     owner: PeerId,
-    segment: u64,
+    number: u64,
     before: &Position,
-) -> Result<(File, PathBuf, usize), LedgerError> {
-    let path = segment_path(dir, segment);
-    let draft = path.with_extension("new");
-    let doubled = u32::try_from(segment - 1).ok().and_then(|n| MIN_SEGMENT_BYTES.checked_shl(n.min(8)));
-    let size = doubled.unwrap_or(MAX_SEGMENT_BYTES).min(MAX_SEGMENT_BYTES);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(io_error("create", &draft))?;
-    // Space first, so that a full disk shows here. File systems without fallocate get it from the
-    // zeros below; those zeros also spare each later sync the work of converting an extent.
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, offset(size)) {
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-        Err(errno) => return Err(io_error("make room for", &draft)(errno.into())),
-    }
+    now: UnixMillis,
+) -> Result<Box<dyn DiskFile>, LedgerError> {
+    let name = segment_name(number);
+    let draft = format!("{name}.new");
+    let draft_path = disk.path(&draft);
+    let size = segment_size(number);
+    let file = disk.create(&draft).map_err(io_error("create", &draft_path))?;
+    // Space first, so that a full disk shows here. The zeros spare each later sync the work of
+    // converting an extent.
+    file.reserve(length(size)).map_err(io_error("make room for", &draft_path))?;
+    let header = Header {
+        format: Format::Journal1,
+        number,
+        owner,
+        before: before.head,
+        records: Some(before.records),
+        made: Some(now),
+    };
     let mut bytes = vec![0; size];
-    bytes[..HEADER_BYTES].copy_from_slice(&header(owner, segment, &before.head));
-    file.write_all_at(&bytes, 0).map_err(io_error("write", &draft))?;
-    file.sync_all().map_err(io_error("sync", &draft))?;
-    fs::rename(&draft, &path).map_err(io_error("rename", &draft))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))?;
-    Ok((file, path, size))
-}
-
-fn header(owner: PeerId, segment: u64, before: &[u8; 32]) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
-    bytes[..8].copy_from_slice(MAGIC);
-    bytes[8..24].copy_from_slice(VERSION);
-    bytes[24..32].copy_from_slice(&segment.to_le_bytes());
-    bytes[32..64].copy_from_slice(owner.as_bytes());
-    bytes[64..96].copy_from_slice(before);
-    let crc = crc32c::crc32c(&bytes[..HEADER_BYTES - 4]);
-    bytes[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-fn check_header(
-    bytes: &[u8],
-    file: &Path,
-    owner: PeerId,
-    segment: u64,
-    before: &[u8; 32],
-) -> Result<(), LedgerError> {
-    let damaged = |what| LedgerError::Damaged { file: file.to_owned(), offset: 0, what };
-    let found = bytes.get(..HEADER_BYTES).ok_or_else(|| damaged("it is too short for a header"))?;
-    if found == header(owner, segment, before) {
-        return Ok(());
-    }
-    let (body, crc) = found.split_at(HEADER_BYTES - 4);
-    if crc32c::crc32c(body).to_le_bytes() != crc || &found[..8] != MAGIC {
-        return Err(damaged("its header is broken"));
-    }
-    if &found[8..24] != VERSION {
-        return Err(LedgerError::Version { file: file.to_owned() });
-    }
-    let named = <[u8; 32]>::try_from(&found[32..64]).map(PeerId::from_bytes).unwrap_or(owner);
-    if named != owner {
-        return Err(LedgerError::OtherOwner { file: file.to_owned(), owner: named, ours: owner });
-    }
-    Err(damaged("it does not continue the segment before it"))
-}
-
-/// Appends one record to `bytes`; gives its hash.
-fn write_record(bytes: &mut Vec<u8>, kind: u8, before: &[u8; 32], payload: &[u8]) -> io::Result<[u8; 32]> {
-    let len = u32::try_from(payload.len()).map_err(io::Error::other)?.to_le_bytes();
-    let start = bytes.len();
-    bytes.extend_from_slice(&len);
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.push(kind);
-    bytes.extend_from_slice(before);
-    bytes.extend_from_slice(payload);
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&len), &bytes[start + 8..]);
-    bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
-    Ok(*blake3::hash(&bytes[start..]).as_bytes())
-}
-
-/// A record whose CRC holds.
-struct Frame<'a> {
-    kind: u8,
-    before: &'a [u8],
-    payload: &'a [u8],
-    bytes: &'a [u8],
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-/// The record that begins at `at`, if a whole one does.
-fn parse(bytes: &[u8], at: usize) -> Option<Frame<'_>> {
-    let len = usize::try_from(word(bytes, at)?).ok()?;
-    if len == 0 || len > MAX_FRAME_BYTES {
-        return None;
-    }
-    let whole = bytes.get(at..at + RECORD_HEAD_BYTES + len)?;
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&whole[..4]), &whole[8..]);
-    (word(whole, 4)? == crc).then(|| Frame {
-        kind: whole[8],
-        before: &whole[9..RECORD_HEAD_BYTES],
-        payload: &whole[RECORD_HEAD_BYTES..],
-        bytes: whole,
-    })
-}
-
-struct Scanned {
-    position: Position,
-    /// Where the next record goes.
-    end: usize,
-    /// Torn bytes from there on.
-    tail: usize,
-}
-
-fn scan_segment(
-    dir: &Path,
-    owner: PeerId,
-    segment: u64,
-    before: Position,
-    is_last: bool,
-    visit: &mut impl FnMut(&Entry<'_>) -> Result<(), LedgerError>,
-) -> Result<Scanned, LedgerError> {
-    let path = segment_path(dir, segment);
-    let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-    check_header(&bytes, &path, owner, segment, &before.head)?;
-    let (mut position, mut end) = (before, HEADER_BYTES);
-    while let Some(frame) = parse(&bytes, end).filter(|frame| frame.before == position.head) {
-        position = Position { records: position.records + 1, head: *blake3::hash(frame.bytes).as_bytes() };
-        let kind = frame.kind & !FIRST_OF_GROUP;
-        visit(&Entry { file: &path, offset: offset(end), kind, payload: frame.payload, position })?;
-        end += frame.bytes.len();
-    }
-    let rest = bytes.get(end..).unwrap_or_default();
-    let tail = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    if tail > 0 && (!is_last || was_durable(rest, tail)) {
-        let what = "a record there is broken, and records after it are whole";
-        return Err(LedgerError::Damaged { file: path, offset: offset(end), what });
-    }
-    Ok(Scanned { position, end, tail })
-}
-
-/// Does a later group prove that the broken record at the start of `rest` had been synced? (See the
-/// head of this file.) A whole record that breaks the chain was synced, too, or is from elsewhere.
-fn was_durable(rest: &[u8], tail: usize) -> bool {
-    (0..tail).any(|at| parse(rest, at).is_some_and(|frame| at == 0 || frame.kind & FIRST_OF_GROUP != 0))
-}
-
-/// Writes zeros over a torn tail, so that what a crash left is never taken for part of a later one.
-fn cut(file: &File, path: &Path, end: usize, tail: usize) -> Result<(), LedgerError> {
-    file.write_all_at(&vec![0; tail], offset(end)).map_err(io_error("cut the torn tail of", path))?;
-    rustix::fs::fdatasync(file).map_err(|errno| io_error("sync", path)(errno.into()))
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-
-    const OWNER: PeerId = PeerId::from_bytes([7; 32]);
-
-    fn read(dir: &Path) -> Result<(Vec<Vec<u8>>, u64), LedgerError> {
-        let mut payloads = Vec::new();
-        let (journal, cut) = Journal::open(dir, OWNER)?;
-        journal.replay(0, |entry| {
-            payloads.push(entry.payload.to_vec());
-            Ok(())
-        })?;
-        Ok((payloads, cut))
-    }
-
-    /// Groups that the journal in `dir` was written in: one sync each.
-    pub(in super::super) fn groups(dir: &Path) -> usize {
-        let bytes = fs::read(segment_path(dir, 1)).unwrap();
-        let (mut at, mut groups) = (HEADER_BYTES, 0);
-        while let Some(frame) = parse(&bytes, at) {
-            groups += usize::from(frame.kind & FIRST_OF_GROUP != 0);
-            at += frame.bytes.len();
-        }
-        groups
-    }
-
-    fn three(dir: &Path) -> (Vec<Vec<u8>>, usize) {
-        let (mut journal, _) = Journal::open(dir, OWNER).unwrap();
-        let payloads: Vec<Vec<u8>> = (1..=3).map(|n| vec![n; 40]).collect();
-        for payload in &payloads {
-            journal.append(&[(1, payload)]).unwrap();
-        }
-        (payloads, journal.at)
-    }
-
-    #[test]
-    fn a_tail_torn_at_any_byte_is_cut_and_nothing_else() {
-        let home = tempfile::tempdir().unwrap();
-        let (payloads, end) = three(home.path());
-        let file = segment_path(home.path(), 1);
-        let whole = fs::read(&file).unwrap();
-        let start = end - record_bytes(40);
-        for torn in start..end {
-            let mut bytes = whole.clone();
-            bytes[torn..end].fill(0);
-            fs::write(&file, &bytes).unwrap();
-            let (read_back, cut) = read(home.path()).unwrap();
-            assert_eq!(read_back, payloads[..2], "torn at {torn}");
-            assert!(cut <= (torn - start) as u64);
-            assert_eq!(cut == 0, bytes[start..end].iter().all(|b| *b == 0));
-            // The cut is durable: the next open finds a clean end.
-            assert_eq!(read(home.path()).unwrap(), (payloads[..2].to_vec(), 0));
-        }
-    }
-
-    #[test]
-    fn appends_go_on_after_a_cut() {
-        let home = tempfile::tempdir().unwrap();
-        let (payloads, end) = three(home.path());
-        let file = segment_path(home.path(), 1);
-        let mut bytes = fs::read(&file).unwrap();
-        bytes[end - 1] ^= 1;
-        fs::write(&file, &bytes).unwrap();
-        let (mut journal, cut) = Journal::open(home.path(), OWNER).unwrap();
-        assert_eq!(cut, record_bytes(40) as u64);
-        journal.append(&[(1, b"after")]).unwrap();
-        let expected = vec![payloads[0].clone(), payloads[1].clone(), b"after".to_vec()];
-        assert_eq!(read(home.path()).unwrap(), (expected, 0));
-    }
-
-    #[test]
-    fn a_flipped_byte_before_a_later_group_is_damage_and_stays() {
-        let home = tempfile::tempdir().unwrap();
-        let (_, end) = three(home.path());
-        let file = segment_path(home.path(), 1);
-        let whole = fs::read(&file).unwrap();
-        for at in HEADER_BYTES..end - record_bytes(40) {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x10;
-            fs::write(&file, &bytes).unwrap();
-            let bad = HEADER_BYTES + (at - HEADER_BYTES) / record_bytes(40) * record_bytes(40);
-            let error = read(home.path()).unwrap_err();
-            let LedgerError::Damaged { file: named, offset, .. } = &error else { panic!("{at}: {error}") };
-            assert_eq!((named, *offset), (&file, bad as u64));
-            assert_eq!(fs::read(&file).unwrap(), bytes, "a damaged file is left as it is");
-        }
-    }
-
-    #[test]
-    fn segments_follow_each_other_and_none_may_be_missing() {
-        let home = tempfile::tempdir().unwrap();
-        let (mut journal, _) = Journal::open(home.path(), OWNER).unwrap();
-        let payload = vec![5; 60_000];
-        for _ in 0..60 {
-            journal.append(&[(1, &payload)]).unwrap();
-        }
-        assert_eq!(journal.segment, 3);
-        assert_eq!(read(home.path()).unwrap().0.len(), 60);
-        let second = segment_path(home.path(), 2);
-        fs::rename(&second, home.path().join("elsewhere")).unwrap();
-        assert!(matches!(read(home.path()), Err(LedgerError::MissingSegment { file }) if file == second));
-        fs::rename(segment_path(home.path(), 3), &second).unwrap();
-        assert!(matches!(read(home.path()), Err(LedgerError::Damaged { offset: 0, .. })));
-    }
-
-    #[test]
-    fn another_peers_journal_is_refused() {
-        let home = tempfile::tempdir().unwrap();
-        three(home.path());
-        let other = PeerId::from_bytes([8; 32]);
-        let error = Journal::open(home.path(), other).unwrap_err();
-        assert!(matches!(error, LedgerError::OtherOwner { owner: OWNER, .. }), "{error}");
-    }
+    bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+    write_all_at(&*file, &bytes, 0).map_err(io_error("write", &draft_path))?;
+    fault::point(fault::SEGMENT_CREATED);
+    file.sync_all().map_err(io_error("sync", &draft_path))?;
+    fault::point(fault::SEGMENT_SYNCED);
+    disk.rename(&draft, &name).map_err(io_error("rename", &draft_path))?;
+    fault::point(fault::SEGMENT_NAMED);
+    disk.sync().map_err(io_error("sync", &disk.path("")))?;
+    fault::point(fault::SEGMENT_DURABLE);
+    Ok(file)
 }

@@ -1,190 +1,83 @@
 //! The ledger: every signed object between us and our peers, kept durably, and what it adds up to.
 //!
-//! Owns: the journal (truth), the index (a convenience that is rebuilt from it), sign-once, and the
-//! balances. Never: signs, sends, or judges a bill (the laws of a lane are the protocol's). Called
-//! by the renter and the provider before they send what they signed, and by whatever shows money.
-//! Ends when the last clone of [`Ledger`] is dropped, which waits for the writer thread.
+//! Owns: the journal (truth), the checkpoint that old parts of it become, the index (a convenience that
+//! is rebuilt from them), sign-once, and the balances. Never: sends, or judges a bill (the laws of a
+//! lane are the protocol's); it signs nothing but its own checkpoints. Called by the renter and the
+//! provider before they send what they signed, and by whatever shows money. Ends when the last clone
+//! of [`Ledger`] is dropped, which waits for the writer thread.
 //!
 //! ```text
 //! append ──check signature──▶ channel ──▶ writer thread: sign-once │ journal, one fdatasync │ index ──▶ durable
 //! totals, pairs, lanes, standing ◀───────────────────────────────────────────────────── index
+//! objects, check ◀──────────────────────────────────────────── checkpoint, segments
+//! tend ──a segment is full──▶ compaction: old segments ──▶ checkpoint, signed
 //! ```
 
+mod check;
+mod checkpoint;
+mod compact;
+mod disk;
+mod error;
+pub mod fault;
+mod frame;
 mod index;
 mod journal;
+mod load;
 mod record;
 pub mod report;
+mod seal;
 mod view;
 mod writer;
 
+#[cfg(test)]
+mod sim_disk;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::fs::DirBuilder;
-use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use potluck_protocol::id::{Digest, LaneId, PeerId};
-use thiserror::Error;
+use potluck_protocol::id::{LaneId, PeerId};
+use potluck_protocol::sign::SigningKey;
+use potluck_protocol::unit::UnixMillis;
 use tokio::sync::{mpsc, oneshot};
 
-pub use record::{Kind, Record, RecordError};
+pub use check::{Checkup, read_segment};
+pub use compact::{Compacted, Retention};
+pub use error::{AppendError, CompactError, LedgerError, ReadError};
+pub use load::Progress;
+pub use record::{Kind, Record, RecordError, VerifiedRecord};
 pub use view::{Filter, LaneRole, LaneSummary, PairBalance, Standing, Totals};
 
+use compact::Plan;
+use disk::{Disk, Folder};
 use index::Index;
-use journal::{Journal, MAX_GROUP_BYTES, Position};
+use journal::{Found, MAX_GROUP_BYTES};
 use record::Checked;
-use writer::{Request, Writer, batch_bytes};
+use seal::Sealer;
+use writer::{Batch, Request, Writer, batch_bytes};
 
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;
-/// Records that enter the index together when it is brought up to date.
-const REBUILD_GROUP: usize = 256;
-/// A rebuild that takes longer shows its progress.
-const PROGRESS_AFTER: Duration = Duration::from_secs(1);
-
-/// Why a ledger cannot be opened. Fault: this machine's disk, or whoever changed its files.
-#[derive(Debug, Error)]
-pub enum LedgerError {
-    /// The file system refused.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Bytes that had been durable have changed. Nothing was deleted.
-    #[error("the ledger is damaged: {} at byte {offset}: {what}; restore the file from a backup", file.display())]
-    Damaged {
-        /// Which file.
-        file: PathBuf,
-        /// At which byte.
-        offset: u64,
-        /// What is wrong there.
-        what: &'static str,
-    },
-    /// A file of the journal is gone.
-    #[error("the ledger is damaged: {} is missing; restore it from a backup", file.display())]
-    MissingSegment {
-        /// Which file.
-        file: PathBuf,
-    },
-    /// It was written by another version.
-    #[error("{} has a format that this version does not read; use the version that wrote it", file.display())]
-    Version {
-        /// Which file.
-        file: PathBuf,
-    },
-    /// It is the ledger of another identity.
-    #[error("{} is the ledger of {owner}; this node is {ours}: the key was exchanged", file.display())]
-    OtherOwner {
-        /// Which file.
-        file: PathBuf,
-        /// Whose it is.
-        owner: PeerId,
-        /// Who we are.
-        ours: PeerId,
-    },
-    /// A record is whole but not an object of this ledger.
-    #[error("{} at byte {offset} holds what does not belong there: {source}", file.display())]
-    BadRecord {
-        /// Which file.
-        file: PathBuf,
-        /// At which byte.
-        offset: u64,
-        /// What is wrong with it.
-        source: RecordError,
-    },
-    /// The index cannot even be begun anew.
-    #[error("cannot write the ledger's index {}: {why}", path.display())]
-    Index {
-        /// Where.
-        path: PathBuf,
-        /// sled's reason.
-        why: String,
-    },
-    /// The system gave no thread.
-    #[error("cannot start the ledger's writer: {source}")]
-    Thread {
-        /// The system's reason.
-        source: io::Error,
-    },
-}
-
-/// Why records were not kept. None of the batch was, unless the kind says otherwise.
-#[derive(Debug, Clone, Error)]
-pub enum AppendError {
-    /// Another object fills the slot, for ever. Fault: whoever made two.
-    #[error("{kind} {k} of {lane} is already {held}; {offered} is refused for ever")]
-    SlotTaken {
-        /// Which kind of object.
-        kind: Kind,
-        /// In which lane (of a quote: its serial).
-        lane: LaneId,
-        /// Which of its kind.
-        k: u32,
-        /// The digest kept.
-        held: Digest,
-        /// The digest refused.
-        offered: Digest,
-    },
-    /// An object is forged, malformed, or not between us and another peer.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// More than one group may take.
-    #[error("the batch takes {bytes} bytes; at most {max} are allowed at once")]
-    TooLarge {
-        /// Its bytes in the journal.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// The disk refused; whether the batch is kept shows when the ledger is next opened. The ledger
-    /// has stopped. Fault: this machine.
-    #[error("cannot write {}: {source}; the ledger has stopped, free the disk and start again", path.display())]
-    Disk {
-        /// Which file.
-        path: PathBuf,
-        /// The system's reason.
-        source: Arc<io::Error>,
-    },
-    /// The index failed; a batch that got so far is kept, and the next open rebuilds the index. The
-    /// ledger has stopped. Fault: this machine.
-    #[error("the ledger has stopped: {0}; start again to rebuild it")]
-    Index(#[from] ReadError),
-    /// An earlier append failed, so this one was not tried. Fault: this machine.
-    #[error("the ledger stopped at an earlier error; start again")]
-    Stopped,
-}
-
-/// The index could not be read. Fault: this machine's disk; the next open rebuilds it.
-#[derive(Debug, Clone, Error)]
-#[error("cannot read the ledger's index {}: {why}", path.display())]
-pub struct ReadError {
-    /// Where it lies.
-    pub path: PathBuf,
-    /// What happened.
-    pub why: String,
-}
 
 /// What opening a ledger found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenReport {
-    /// Records kept.
+    /// Records kept since the beginning, those that a checkpoint dropped among them.
     pub records: u64,
     /// Was the index built anew?
     pub rebuilt_index: bool,
     /// Bytes of an unfinished write that were cut; nobody had been told that they were kept.
     pub cut_bytes: u64,
+    /// Bytes of journal that had to be read.
+    pub read_bytes: u64,
 }
 
 /// The ledger of one identity; clones share it.
@@ -201,9 +94,18 @@ impl fmt::Debug for Ledger {
 
 struct Shared {
     me: PeerId,
+    disk: Arc<dyn Disk>,
     index: Index,
     inbox: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    /// Hears of full segments, until somebody tends the ledger.
+    rolled: Mutex<Option<Receiver<()>>>,
+    /// Held by who compacts.
+    compacting: Mutex<()>,
+    /// Held by who reads the journal's files, and against them by who deletes some.
+    files: RwLock<()>,
+    /// After `index`: seals the files that it has let go of.
+    _sealer: Sealer,
 }
 
 impl Drop for Shared {
@@ -218,50 +120,76 @@ impl Drop for Shared {
 }
 
 impl Ledger {
-    /// Opens the ledger of `me` in `dir` (made, mode 0700, when missing): checks the journal, cuts an
-    /// unfinished tail, and brings the index up to date or builds it anew. Blocks while it reads.
+    /// Opens the ledger of `me` in `dir` (made, mode 0700, when missing): finds the journal's end, cuts
+    /// an unfinished tail, and brings the index up to date or builds it anew, which a bar on stderr
+    /// shows. Blocks while it reads; with a good index that is only what came after it.
     ///
     /// # Errors
     /// When the journal is damaged or another's, or the disk refuses. Nothing is deleted then.
     pub fn open(dir: &Path, me: PeerId) -> Result<(Self, OpenReport), LedgerError> {
+        Self::open_watched(dir, me, &mut load::bar())
+    }
+
+    /// As [`Ledger::open`], telling `watch` how far it is.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn open_watched(
+        dir: &Path,
+        me: PeerId,
+        watch: &mut dyn FnMut(Progress),
+    ) -> Result<(Self, OpenReport), LedgerError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| LedgerError::Io {
             doing: "create",
             path: dir.to_owned(),
             source,
         })?;
-        // The journal first: while it is damaged or another's, the index is not touched.
-        let (journal, cut_bytes) = Journal::open(dir, me)?;
-        if cut_bytes > 0 {
-            tracing::warn!(cut_bytes, "the ledger's last write was unfinished and has been cut");
-        }
-        let path = dir.join("index");
-        let mut index = Index::open(&path, me)?;
-        let mut reflected = index.position().unwrap_or_default();
-        // The index may stop anywhere on the journal's chain, but must lie on it.
-        if !journal.holds(&reflected)? {
-            drop(index);
-            index = Index::begin(&path, me)?;
-            reflected = Position::default();
-        }
-        let records = journal.position().records;
-        let rebuilt_index = records > 0 && reflected.records == 0;
-        if rebuilt_index {
-            tracing::info!(records, "building the ledger's index anew from the journal");
-        }
-        catch_up(&journal, &index, me, reflected.records)?;
-        let ledger = Self::start(journal, index, me)?;
-        Ok((ledger, OpenReport { records, rebuilt_index, cut_bytes }))
+        Self::open_on(Arc::new(Folder::new(dir)), &dir.join("index"), me, watch)
     }
 
-    fn start(journal: Journal, index: Index, me: PeerId) -> Result<Self, LedgerError> {
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        index: &Path,
+        me: PeerId,
+        watch: &mut dyn FnMut(Progress),
+    ) -> Result<(Self, OpenReport), LedgerError> {
+        fault::arm();
+        // The journal first: while it is another's or has gaps, the index is not touched.
+        let mut found = Found::survey(disk.clone(), me)?;
+        let loaded = load::load(&found, index, watch)?;
+        found.sweep()?;
+        let (end, horizon) = (loaded.end, found.begin().records);
+        if end.torn > 0 {
+            tracing::warn!(bytes = end.torn, "the ledger's last write was unfinished and is cut");
+        }
+        let report = OpenReport {
+            records: end.position.records,
+            rebuilt_index: loaded.rebuilt,
+            cut_bytes: disk::length(end.torn),
+            read_bytes: loaded.read_bytes,
+        };
+        let journal = found.into_journal(end, wall_now())?;
+        let horizon = horizon.max(loaded.index.horizon()?);
+        let failed = Arc::new(AtomicBool::new(false));
+        let (roll, rolled) = sync_channel(1);
         let (inbox, requests) = mpsc::channel(QUEUE);
-        let writer = Writer::new(journal, index.clone());
+        let writer = Writer::new(journal, loaded.index.clone(), horizon, failed.clone(), roll);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || writer.run(requests))
             .map_err(|source| LedgerError::Thread { source })?;
-        let shared = Shared { me, index, inbox: Some(inbox), thread: Some(thread) };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Shared {
+            me,
+            disk,
+            index: loaded.index,
+            inbox: Some(inbox),
+            thread: Some(thread),
+            rolled: Mutex::new(Some(rolled)),
+            compacting: Mutex::new(()),
+            files: RwLock::new(()),
+            _sealer: Sealer::new(index, failed),
+        };
+        Ok((Self { shared: Arc::new(shared) }, report))
     }
 
     /// Keeps `records`, all or none; they are on the disk when this returns. What is kept already
@@ -272,15 +200,32 @@ impl Ledger {
     /// fails, after which every append fails.
     pub async fn append(&self, records: Vec<Record>) -> Result<(), AppendError> {
         let me = self.shared.me;
-        let records: Vec<_> = records.into_iter().map(|it| Checked::new(it, me)).collect::<Result<_, _>>()?;
+        self.keep(records.into_iter().map(|it| Checked::new(it, me)).collect::<Result<_, _>>()?).await
+    }
+
+    /// As [`Ledger::append`], for objects that this process signed or verified already.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`]; none is forged.
+    pub async fn append_verified(&self, records: Vec<VerifiedRecord>) -> Result<(), AppendError> {
+        let me = self.shared.me;
+        self.keep(records.into_iter().map(|it| Checked::from_verified(it, me)).collect::<Result<_, _>>()?)
+            .await
+    }
+
+    async fn keep(&self, records: Vec<Checked>) -> Result<(), AppendError> {
         let bytes = batch_bytes(&records);
         if bytes > MAX_GROUP_BYTES {
             return Err(AppendError::TooLarge { bytes, max: MAX_GROUP_BYTES });
         }
-        let inbox = self.shared.inbox.as_ref().ok_or(AppendError::Stopped)?;
         let (answer, outcome) = oneshot::channel();
-        inbox.send(Request { records, answer }).await.map_err(|_| AppendError::Stopped)?;
+        let request = Request::Keep(Batch { records, answer });
+        self.inbox()?.send(request).await.map_err(|_| AppendError::Stopped)?;
         outcome.await.map_err(|_| AppendError::Stopped)?
+    }
+
+    fn inbox(&self) -> Result<&mpsc::Sender<Request>, AppendError> {
+        self.shared.inbox.as_ref().ok_or(AppendError::Stopped)
     }
 
     /// What all lanes add up to: the latest voucher of each.
@@ -322,54 +267,108 @@ impl Ledger {
     pub fn standing(&self, peer: PeerId) -> Result<Standing, ReadError> {
         self.shared.index.standing(peer)
     }
-}
 
-/// Takes the records after the first `skip` into the index, each with its signature checked again.
-fn catch_up(journal: &Journal, index: &Index, me: PeerId, skip: u64) -> Result<(), LedgerError> {
-    let total = journal.position().records;
-    if skip >= total {
-        return Ok(());
+    /// The objects of a lane and the quote that it rests on, in the order in which they were kept; of a
+    /// retired lane those that prove its outcome. Reads the journal's files: not for a busy moment.
+    ///
+    /// # Errors
+    /// When the index or the journal cannot be read.
+    pub fn objects(&self, lane: &LaneId) -> Result<Vec<Record>, LedgerError> {
+        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers = self.shared.index.numbers(lane)?;
+        check::fetch(&Found::survey(self.shared.disk.clone(), self.shared.me)?, &numbers)
     }
-    let failed = |ReadError { path, why }| LedgerError::Index { path, why };
-    let mut progress = Progress { started: Instant::now(), total: total - skip, bar: None };
-    let mut group = Vec::with_capacity(REBUILD_GROUP);
-    journal.replay(skip, |entry| {
-        let checked = Checked::from_journal(entry.kind, entry.payload, me).map_err(|source| {
-            LedgerError::BadRecord { file: entry.file.to_owned(), offset: entry.offset, source }
-        })?;
-        group.push(checked);
-        if group.len() == REBUILD_GROUP || entry.position.records == total {
-            index.apply(&group, entry.position).map_err(failed)?;
-            group.clear();
-            progress.show(entry.position.records - skip);
+
+    /// Calls `visit` for every object that is kept, in the order in which they were kept.
+    ///
+    /// # Errors
+    /// When the journal cannot be read, or is damaged.
+    pub fn each_object(&self, mut visit: impl FnMut(Record)) -> Result<(), LedgerError> {
+        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
+        let found = Found::survey(self.shared.disk.clone(), self.shared.me)?;
+        let until = self.shared.index.place()?.map_or(0, |place| place.position.records);
+        check::each(&found, until, &mut |_, checked| {
+            visit(checked.record);
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Reads all of the journal: every CRC, the whole chain, every signature, the checkpoint's sums; and
+    /// whether the index says the same. Changes nothing.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    pub fn check(&self) -> Result<Checkup, LedgerError> {
+        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
+        let found = Found::survey(self.shared.disk.clone(), self.shared.me)?;
+        check::check(&found, &self.shared.index)
+    }
+
+    /// Replaces what is old by a checkpoint signed with `key`; `None` when nothing is, or it is not
+    /// worth it. Blocks for as long as it takes to read that (never call it from an async task);
+    /// appends go on meanwhile. [`Ledger::tend`] calls it when it is due.
+    ///
+    /// # Errors
+    /// When it is being done already, the key is another's, or the disk refuses. The ledger goes on.
+    pub fn compact(&self, key: &SigningKey, retention: Retention) -> Result<Option<Compacted>, CompactError> {
+        let Shared { me, disk, index, compacting, files, .. } = &*self.shared;
+        if key.peer() != *me {
+            return Err(CompactError::OtherKey { me: *me, key: key.peer() });
         }
-        Ok(())
-    })?;
-    index.flush();
-    Ok(())
+        let _alone = match compacting.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(CompactError::Busy),
+        };
+        let Some(plan) = Plan::of(Found::survey(disk.clone(), *me)?, retention, wall_now())? else {
+            return Ok(None);
+        };
+        let (answer, outcome) = oneshot::channel();
+        let request = Request::Retire { horizon: plan.horizon(), answer };
+        let inbox = self.inbox().map_err(|_| CompactError::Stopped)?;
+        inbox.blocking_send(request).map_err(|_| CompactError::Stopped)?;
+        outcome.blocking_recv().ok().and_then(Result::ok).ok_or(CompactError::Stopped)?;
+        let (compacted, base) = plan.write(index, key, wall_now())?;
+        plan.reindex(index, base)?;
+        let _nobody_reads = files.write().unwrap_or_else(PoisonError::into_inner);
+        plan.sweep()?;
+        tracing::info!(?compacted, "the ledger's old segments became a checkpoint");
+        Ok(Some(compacted))
+    }
+
+    /// Compacts now and whenever a segment is full, on a thread of its own, until the ledger is
+    /// dropped. The second call does nothing.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn tend(&self, key: SigningKey, retention: Retention) -> Result<(), LedgerError> {
+        let rolled = self.shared.rolled.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(rolled) = rolled else { return Ok(()) };
+        let shared = Arc::downgrade(&self.shared);
+        thread::Builder::new()
+            .name("ledger-tend".to_owned())
+            .spawn(move || tend(&shared, &rolled, &key, retention))
+            .map(drop)
+            .map_err(|source| LedgerError::Thread { source })
+    }
 }
 
-/// A bar on stderr for a person who waits; none when it is quick.
-struct Progress {
-    started: Instant,
-    total: u64,
-    bar: Option<ProgressBar>,
-}
-
-impl Progress {
-    fn show(&mut self, done: u64) {
-        if self.bar.is_none() && self.started.elapsed() > PROGRESS_AFTER {
-            let style = ProgressStyle::with_template("ledger index {wide_bar} {pos}/{len} {eta}");
-            self.bar = Some(
-                ProgressBar::new(self.total)
-                    .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
-            );
+fn tend(shared: &Weak<Shared>, rolled: &Receiver<()>, key: &SigningKey, retention: Retention) {
+    loop {
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = (Ledger { shared }).compact(key, retention) {
+            tracing::warn!(%error, "the ledger was not compacted");
         }
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
-            if done >= self.total {
-                bar.finish_and_clear();
-            }
+        // The writer holds the other end, and ends with the ledger.
+        if rolled.recv().is_err() {
+            return;
         }
     }
+}
+
+/// Our wall clock: for the age of segments only.
+fn wall_now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,86 +1,209 @@
 //! Records: the signed objects that a ledger keeps, and the slot each one takes for ever.
 //!
-//! Owns: [`Record`], its stable kind numbers, its slot, and the check of its signature. Never:
-//! writes. Called by the ledger's front (before an append) and by the index (on a rebuild).
+//! Owns: [`Record`], its stable kind numbers, its slot, what compaction does with it, and the check of
+//! its signature. Never: writes. Called by the ledger's front (before an append), by the index (on a
+//! rebuild) and by compaction.
+//!
+//! A new kind of object takes three steps, all here: a line in `kinds!` with a number that was never
+//! used, `Recorded` for its type, and, when it changes what a lane comes to, an arm in
+//! [`super::view::LaneState::take`].
 
 use std::fmt;
 
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::offer::Quote;
 use potluck_protocol::settle::{Accept, Close, Contract, Meter, Receipt, Voucher};
-use potluck_protocol::sign::{SignError, Signable, Signed};
+use potluck_protocol::sign::{SignError, Signable, Signed, Verified, preimage};
 use potluck_protocol::wire::{self, WireError};
 
 /// Bytes of a slot's key in the index.
-pub(super) const SLOT_KEY_BYTES: usize = 1 + LANE_KEY_BYTES + 4;
+pub(super) const SLOT_KEY_BYTES: usize = LANE_HASH_BYTES + 1 + 4;
+/// Bytes that stand for a lane in a slot's key: nobody finds two lanes with the same.
+const LANE_HASH_BYTES: usize = 16;
 /// Bytes of a lane's key in the index.
 pub(super) const LANE_KEY_BYTES: usize = 32 + 32 + 4 + 8;
 
-/// A signed object to keep.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// What a provider promised.
-    Quote(Signed<Quote>),
-    /// What a renter bound itself to.
-    Contract(Signed<Contract>),
-    /// That a provider took it.
-    Accept(Signed<Accept>),
-    /// Work claimed.
-    Meter(Signed<Meter>),
-    /// Work paid for.
-    Voucher(Signed<Voucher>),
-    /// That a voucher arrived.
-    Receipt(Signed<Receipt>),
-    /// The end of a lane.
-    Close(Signed<Close>),
+/// What compaction does with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// It is of no lane, or stands outside it: kept for ever.
+    Apart,
+    /// It proves what the lane came to: kept for ever.
+    Evidence,
+    /// The newest of its kind in the lane proves it; the others go when the lane is retired.
+    Newest,
+    /// It mattered while the lane ran: it goes when the lane is retired.
+    Passing,
 }
 
-/// Kinds of record. The numbers are the journal's format: none is ever reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// [`Record::Quote`]
-    Quote = 1,
-    /// [`Record::Contract`]
-    Contract = 2,
-    /// [`Record::Accept`]
-    Accept = 3,
-    /// [`Record::Meter`]
-    Meter = 4,
-    /// [`Record::Voucher`]
-    Voucher = 5,
-    /// [`Record::Receipt`]
-    Receipt = 6,
-    /// [`Record::Close`]
-    Close = 7,
+/// A kind of object that the ledger keeps.
+pub(super) trait Recorded: Signable + Clone {
+    /// What compaction does with it.
+    const KEEP: Keep;
+
+    /// In which lane, and which of its kind there.
+    fn place(&self) -> Result<(LaneId, u32), RecordError>;
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident($body:ty) = $number:literal, $text:literal;)*) => {
+        /// A signed object to keep.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Record {
+            $($(#[$doc])* $name(Signed<$body>),)*
+        }
+
+        /// Kinds of record. The numbers are the journal's format: none is ever reused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Kind {
+            $(#[doc = concat!("[`Record::", stringify!($name), "`]")] $name = $number,)*
+        }
+
+        impl Kind {
+            /// The kind that bears `number`.
+            pub(super) fn from_number(number: u8) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// What compaction does with its objects.
+            pub(super) fn keep(self) -> Keep {
+                match self {
+                    $(Self::$name => <$body as Recorded>::KEEP,)*
+                }
+            }
+        }
+
+        impl fmt::Display for Kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text,)*
+                })
+            }
+        }
+
+        impl Record {
+            /// Its canonical bytes, read back.
+            fn decode(kind: Kind, payload: &[u8]) -> Result<Self, WireError> {
+                Ok(match kind {
+                    $(Kind::$name => Self::$name(wire::decode(payload)?),)*
+                })
+            }
+
+            fn slot(&self) -> Result<Slot, RecordError> {
+                let (kind, (lane, k)) = match self {
+                    $(Self::$name(it) => (Kind::$name, it.body.place()?),)*
+                };
+                Ok(Slot { kind, lane, k })
+            }
+
+            /// Which kind it is of.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$name(_) => Kind::$name,)*
+                }
+            }
+
+            fn encoded(&self) -> Result<Vec<u8>, WireError> {
+                match self {
+                    $(Self::$name(it) => wire::encode(it),)*
+                }
+            }
+
+            fn verify(&self) -> Result<(), SignError> {
+                match self {
+                    $(Self::$name(it) => it.clone().verify().map(drop),)*
+                }
+            }
+
+            /// Its digest: blake3 of what is signed.
+            ///
+            /// # Errors
+            /// When it does not fit a frame.
+            pub fn digest(&self) -> Result<Digest, WireError> {
+                let preimage = match self {
+                    $(Self::$name(it) => preimage(&it.body)?,)*
+                };
+                Ok(Digest::from_bytes(*blake3::hash(&preimage).as_bytes()))
+            }
+        }
+
+        $(impl From<Verified<$body>> for VerifiedRecord {
+            fn from(it: Verified<$body>) -> Self {
+                Self { digest: it.digest(), record: Record::$name(it.into_signed()) }
+            }
+        })*
+    };
+}
+
+kinds! {
+    /// What a provider promised.
+    Quote(Quote) = 1, "quote";
+    /// What a renter bound itself to.
+    Contract(Contract) = 2, "contract";
+    /// That a provider took it.
+    Accept(Accept) = 3, "accept";
+    /// Work claimed.
+    Meter(Meter) = 4, "meter";
+    /// Work paid for.
+    Voucher(Voucher) = 5, "voucher";
+    /// That a voucher arrived.
+    Receipt(Receipt) = 6, "receipt";
+    /// The end of a lane.
+    Close(Close) = 7, "close";
+}
+
+impl Recorded for Quote {
+    const KEEP: Keep = Keep::Apart;
+
+    /// Its serial stands in the lane's number.
+    fn place(&self) -> Result<(LaneId, u32), RecordError> {
+        let Self { renter, provider, serial, .. } = *self;
+        Ok((LaneId { renter, provider, epoch: 0, lane: serial }, 0))
+    }
+}
+
+/// The place of an object that a lane has one of, or numbers from 1.
+macro_rules! in_lane {
+    ($body:ty, $keep:ident, $k:expr) => {
+        impl Recorded for $body {
+            const KEEP: Keep = Keep::$keep;
+
+            fn place(&self) -> Result<(LaneId, u32), RecordError> {
+                let k: fn(&Self) -> u32 = $k;
+                Ok((self.lane, k(self)))
+            }
+        }
+    };
+}
+
+in_lane!(Contract, Evidence, |_| 0);
+in_lane!(Accept, Passing, |_| 0);
+in_lane!(Meter, Passing, |it| it.k);
+in_lane!(Voucher, Newest, |it| it.k);
+in_lane!(Receipt, Newest, |it| it.k);
+
+impl Recorded for Close {
+    const KEEP: Keep = Keep::Evidence;
+
+    /// 0 by the renter and 1 by the provider: both may close.
+    fn place(&self) -> Result<(LaneId, u32), RecordError> {
+        let (lane, by) = (self.lane, self.by);
+        if by != lane.renter && by != lane.provider {
+            return Err(RecordError::StrangerCloses { by });
+        }
+        Ok((lane, u32::from(by == lane.provider)))
+    }
 }
 
 impl Kind {
-    const ALL: [Self; 7] =
-        [Self::Quote, Self::Contract, Self::Accept, Self::Meter, Self::Voucher, Self::Receipt, Self::Close];
-
     /// Its number in the journal.
     pub(super) fn number(self) -> u8 {
         self as u8
-    }
-
-    /// The kind that bears `number`.
-    pub(super) fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.number() == number)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Quote => "quote",
-            Self::Contract => "contract",
-            Self::Accept => "accept",
-            Self::Meter => "meter",
-            Self::Voucher => "voucher",
-            Self::Receipt => "receipt",
-            Self::Close => "close",
-        })
     }
 }
 
@@ -89,21 +212,29 @@ impl fmt::Display for Kind {
 pub(super) struct Slot {
     /// Of which kind.
     pub(super) kind: Kind,
-    /// In which lane; for a quote, its serial stands in the lane's number.
+    /// In which lane (see [`Recorded::place`]).
     pub(super) lane: LaneId,
-    /// Which of its kind: `k`; for a close 0 by the renter and 1 by the provider; otherwise 0.
+    /// Which of its kind.
     pub(super) k: u32,
 }
 
 impl Slot {
-    /// Its key in the index.
+    /// Its key in the index: the slots of a lane lie side by side.
     pub(super) fn key(&self) -> [u8; SLOT_KEY_BYTES] {
         let mut key = [0; SLOT_KEY_BYTES];
-        key[0] = self.kind.number();
-        key[1..=LANE_KEY_BYTES].copy_from_slice(&lane_key(&self.lane));
-        key[1 + LANE_KEY_BYTES..].copy_from_slice(&self.k.to_be_bytes());
+        key[..LANE_HASH_BYTES].copy_from_slice(&slot_prefix(&self.lane));
+        key[LANE_HASH_BYTES] = self.kind.number();
+        key[LANE_HASH_BYTES + 1..].copy_from_slice(&self.k.to_be_bytes());
         key
     }
+}
+
+/// What the keys of all slots of a lane begin with.
+pub(super) fn slot_prefix(lane: &LaneId) -> [u8; LANE_HASH_BYTES] {
+    let hash = blake3::hash(&lane_key(lane));
+    let mut prefix = [0; LANE_HASH_BYTES];
+    prefix.copy_from_slice(&hash.as_bytes()[..LANE_HASH_BYTES]);
+    prefix
 }
 
 /// A lane's key in the index: all its fields, big-endian.
@@ -153,7 +284,14 @@ pub enum RecordError {
     },
 }
 
-/// A record whose signature holds, ready for the journal.
+/// An object whose signature this process made or checked: keeping it costs no second check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedRecord {
+    digest: Digest,
+    record: Record,
+}
+
+/// A record that belongs in this ledger, ready for the journal.
 #[derive(Debug, Clone)]
 pub(super) struct Checked {
     /// What it fills.
@@ -169,68 +307,41 @@ pub(super) struct Checked {
 impl Checked {
     /// Checks signature and parties.
     pub(super) fn new(record: Record, me: PeerId) -> Result<Self, RecordError> {
+        record.verify()?;
+        let digest = record.digest()?;
+        Self::from_verified(VerifiedRecord { digest, record }, me)
+    }
+
+    /// Checks the parties.
+    pub(super) fn from_verified(verified: VerifiedRecord, me: PeerId) -> Result<Self, RecordError> {
+        let payload = verified.record.encoded()?;
+        Self::placed(verified, payload, me)
+    }
+
+    /// Reads what the journal holds. Its signature was checked before it was appended, and the chain
+    /// shows that it is unchanged since.
+    pub(super) fn from_journal(number: u8, payload: &[u8], me: PeerId) -> Result<Self, RecordError> {
+        let kind = Kind::from_number(number).ok_or(RecordError::UnknownKind { number })?;
+        let record = Record::decode(kind, payload)?;
+        let digest = record.digest()?;
+        Self::placed(VerifiedRecord { digest, record }, payload.to_vec(), me)
+    }
+
+    /// Checks the signature again.
+    pub(super) fn verify(&self) -> Result<(), RecordError> {
+        Ok(self.record.verify()?)
+    }
+
+    fn placed(
+        VerifiedRecord { digest, record }: VerifiedRecord,
+        payload: Vec<u8>,
+        me: PeerId,
+    ) -> Result<Self, RecordError> {
         let slot = record.slot()?;
         let LaneId { renter, provider, .. } = slot.lane;
         if renter == provider || (renter != me && provider != me) {
             return Err(RecordError::NotOurs { kind: slot.kind, renter, provider, me });
         }
-        let (digest, payload) = record.verified()?;
         Ok(Self { slot, digest, payload, record })
     }
-
-    /// Reads and checks what the journal holds.
-    pub(super) fn from_journal(number: u8, payload: &[u8], me: PeerId) -> Result<Self, RecordError> {
-        let kind = Kind::from_number(number).ok_or(RecordError::UnknownKind { number })?;
-        let record = match kind {
-            Kind::Quote => Record::Quote(wire::decode(payload)?),
-            Kind::Contract => Record::Contract(wire::decode(payload)?),
-            Kind::Accept => Record::Accept(wire::decode(payload)?),
-            Kind::Meter => Record::Meter(wire::decode(payload)?),
-            Kind::Voucher => Record::Voucher(wire::decode(payload)?),
-            Kind::Receipt => Record::Receipt(wire::decode(payload)?),
-            Kind::Close => Record::Close(wire::decode(payload)?),
-        };
-        Self::new(record, me)
-    }
-}
-
-impl Record {
-    fn slot(&self) -> Result<Slot, RecordError> {
-        let slot = |kind, lane, k| Slot { kind, lane, k };
-        Ok(match self {
-            Self::Quote(it) => {
-                let Quote { renter, provider, serial, .. } = it.body;
-                slot(Kind::Quote, LaneId { renter, provider, epoch: 0, lane: serial }, 0)
-            }
-            Self::Contract(it) => slot(Kind::Contract, it.body.lane, 0),
-            Self::Accept(it) => slot(Kind::Accept, it.body.lane, 0),
-            Self::Meter(it) => slot(Kind::Meter, it.body.lane, it.body.k),
-            Self::Voucher(it) => slot(Kind::Voucher, it.body.lane, it.body.k),
-            Self::Receipt(it) => slot(Kind::Receipt, it.body.lane, it.body.k),
-            Self::Close(it) => {
-                let (lane, by) = (it.body.lane, it.body.by);
-                if by != lane.renter && by != lane.provider {
-                    return Err(RecordError::StrangerCloses { by });
-                }
-                slot(Kind::Close, lane, u32::from(by == lane.provider))
-            }
-        })
-    }
-
-    fn verified(&self) -> Result<(Digest, Vec<u8>), RecordError> {
-        match self {
-            Self::Quote(it) => verified(it),
-            Self::Contract(it) => verified(it),
-            Self::Accept(it) => verified(it),
-            Self::Meter(it) => verified(it),
-            Self::Voucher(it) => verified(it),
-            Self::Receipt(it) => verified(it),
-            Self::Close(it) => verified(it),
-        }
-    }
-}
-
-fn verified<T: Signable + Clone>(signed: &Signed<T>) -> Result<(Digest, Vec<u8>), RecordError> {
-    let payload = wire::encode(signed)?;
-    Ok((signed.clone().verify()?.digest(), payload))
 }

@@ -1,9 +1,10 @@
 //! Tests of the ledger as its callers see it. Owns: sample lanes of two keys. Never: leaves a file.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
+use std::time::Duration;
 
-use potluck_protocol::id::ContentHash;
+use potluck_protocol::id::{ContentHash, Digest};
 use potluck_protocol::job::FinishReason;
 use potluck_protocol::offer::{Hardware, Protection, Quote, Terms};
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Receipt, Usage, Voucher};
@@ -11,7 +12,15 @@ use potluck_protocol::sign::{Signable, Signed, SigningKey};
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
 use proptest::prelude::*;
 
+use super::disk::length;
+use super::frame::{FIRST_OF_GROUP, HEADER_BYTES, parse};
+use super::journal::segment_name;
 use super::*;
+
+mod compaction;
+mod crash;
+mod journal;
+mod power;
 
 const MODEL: ContentHash = ContentHash::from_bytes([3; 32]);
 
@@ -151,6 +160,22 @@ fn open(dir: &Path) -> (Ledger, OpenReport) {
     Ledger::open(dir, key(1).peer()).unwrap()
 }
 
+/// What most tests ask of a report: records, rebuilt, bytes cut.
+fn brief(report: OpenReport) -> (u64, bool, u64) {
+    (report.records, report.rebuilt_index, report.cut_bytes)
+}
+
+/// Groups that the first segment in `dir` was written in: one sync each.
+fn groups(dir: &Path) -> usize {
+    let bytes = fs::read(dir.join(segment_name(1))).unwrap();
+    let (mut at, mut groups) = (HEADER_BYTES, 0);
+    while let Some(frame) = parse(&bytes, at) {
+        groups += usize::from(frame.kind & FIRST_OF_GROUP != 0);
+        at += frame.bytes.len();
+    }
+    groups
+}
+
 type Answers = (Totals, Vec<PairBalance>, Vec<LaneSummary>, Standing, Standing);
 
 fn answers(ledger: &Ledger) -> Answers {
@@ -179,7 +204,7 @@ async fn it_adds_up_and_a_reopened_ledger_answers_the_same() {
     assert_eq!(before.3, Standing { balance: 111, open_caps: NanoCredit::new(1_000_000 - 100) });
     assert_eq!(before.4, Standing { balance: -11, open_caps: NanoCredit::ZERO });
     let (ledger, report) = open(home.path());
-    assert_eq!(report, OpenReport { records: 16, rebuilt_index: false, cut_bytes: 0 });
+    assert_eq!(brief(report), (16, false, 0));
     assert_eq!(answers(&ledger), before);
     assert!(ledger.has_lane(&selling(2).lane()).unwrap());
     assert!(!ledger.has_lane(&selling(9).lane()).unwrap());
@@ -236,15 +261,92 @@ async fn a_ledger_that_does_not_open_is_left_as_it_is() {
     filled(home.path()).await;
     let other = Ledger::open(home.path(), key(2).peer()).unwrap_err();
     assert!(matches!(other, LedgerError::OtherOwner { .. }), "{other}");
-    let path = journal::segment_path(home.path(), 1);
+    let path = home.path().join(segment_name(1));
     let whole = fs::read(&path).unwrap();
     let mut bytes = whole.clone();
     bytes[300] ^= 1;
-    fs::write(&path, bytes).unwrap();
+    fs::write(&path, &bytes).unwrap();
+    // A good index spares the reading of what it reflects; a check reads all of it.
+    let (ledger, _) = open(home.path());
+    assert!(matches!(ledger.check(), Err(LedgerError::Damaged { offset: 128, .. })));
+    drop(ledger);
+    fs::remove_dir_all(home.path().join("index")).unwrap();
     let damaged = Ledger::open(home.path(), key(1).peer()).unwrap_err();
     assert!(matches!(damaged, LedgerError::Damaged { .. }), "{damaged}");
+    assert_eq!(fs::read(&path).unwrap(), bytes);
     fs::write(&path, whole).unwrap();
-    assert_eq!(open(home.path()).1, OpenReport { records: 16, rebuilt_index: false, cut_bytes: 0 });
+    assert_eq!(brief(open(home.path()).1), (16, true, 0));
+}
+
+#[tokio::test]
+async fn a_forged_object_in_a_whole_chain_is_found_by_a_check() {
+    let home = tempfile::tempdir().unwrap();
+    let me = key(1).peer();
+    let mut forged = selling(1).contract();
+    forged.body.max_total = NanoCredit::new(1);
+    let payload = potluck_protocol::wire::encode(&forged).unwrap();
+    let found = Found::survey(Arc::new(Folder::new(home.path())), me).unwrap();
+    let end = found.scan(None, u64::MAX, &mut |_| Ok(())).unwrap();
+    found.into_journal(end, UnixMillis::ZERO).unwrap().append(&[(2, &payload)], UnixMillis::ZERO).unwrap();
+    let (ledger, report) = open(home.path());
+    assert_eq!(report.records, 1);
+    assert!(matches!(ledger.check(), Err(LedgerError::Forged { number: 1, .. })));
+}
+
+#[tokio::test]
+async fn a_good_index_spares_reading_the_journal() {
+    let home = tempfile::tempdir().unwrap();
+    filled(home.path()).await;
+    let (ledger, sealed) = open(home.path());
+    let segment = length(fs::read(home.path().join(segment_name(1))).unwrap().len());
+    let used = length(HEADER_BYTES) + segment - sealed.read_bytes - length(HEADER_BYTES);
+    assert!(used > 3_000, "{used} bytes before the end were not read");
+    assert_eq!(ledger.check().unwrap(), Checkup { records: 16, objects: 16, dropped: 0 });
+    drop(ledger);
+    // Without its seal the index is counted, and believed all the same.
+    fs::remove_file(home.path().join("index.seal")).unwrap();
+    assert_eq!(open(home.path()).1, sealed);
+    fs::remove_dir_all(home.path().join("index")).unwrap();
+    let (_, rebuilt) = open(home.path());
+    assert!(rebuilt.rebuilt_index && rebuilt.read_bytes > sealed.read_bytes);
+}
+
+#[tokio::test]
+async fn an_orderly_end_seals_the_index_and_a_changed_byte_breaks_the_seal() {
+    let home = tempfile::tempdir().unwrap();
+    filled(home.path()).await;
+    let index = home.path().join("index");
+    assert!(seal::take(&index));
+    assert!(!seal::take(&index), "a seal holds once");
+    drop(open(home.path()));
+    let mut bytes = fs::read(index.join("db")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(index.join("db"), bytes).unwrap();
+    assert!(!seal::take(&index));
+}
+
+#[tokio::test]
+async fn the_objects_of_a_lane_can_be_read_again() {
+    let home = tempfile::tempdir().unwrap();
+    filled(home.path()).await;
+    let (ledger, _) = open(home.path());
+    assert_eq!(ledger.objects(&buying(3).lane()).unwrap(), buying(3).whole());
+    assert_eq!(ledger.objects(&buying(9).lane()).unwrap(), []);
+    let mut all = Vec::new();
+    ledger.each_object(|record| all.push(record)).unwrap();
+    assert_eq!((all.len(), &all[..7]), (16, &selling(1).whole()[..]));
+}
+
+#[tokio::test]
+async fn a_rebuild_tells_how_far_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    filled(home.path()).await;
+    fs::remove_dir_all(home.path().join("index")).unwrap();
+    let mut seen = Vec::new();
+    Ledger::open_watched(home.path(), key(1).peer(), &mut |progress| seen.push(progress)).unwrap();
+    let last = seen.last().unwrap();
+    assert!(last.total > 3_000 && last.done == last.total, "{seen:?}");
 }
 
 #[tokio::test]
@@ -270,7 +372,7 @@ async fn an_index_ahead_of_or_behind_the_journal_is_set_right() {
     let (ledger, _) = open(home.path());
     ledger.append(vec![selling(1).voucher(1, 5)]).await.unwrap();
     drop(ledger);
-    let (journal, copy) = (journal::segment_path(home.path(), 1), home.path().join("copy"));
+    let (journal, copy) = (home.path().join(segment_name(1)), home.path().join("copy"));
     fs::copy(&journal, &copy).unwrap();
     let (ledger, _) = open(home.path());
     ledger.append(vec![selling(1).voucher(2, 9)]).await.unwrap();
@@ -294,7 +396,7 @@ async fn a_cut_tail_leaves_the_index_too() {
     ledger.append(vec![selling(1).voucher(1, 5)]).await.unwrap();
     ledger.append(vec![selling(1).voucher(2, 9)]).await.unwrap();
     drop(ledger);
-    let path = journal::segment_path(home.path(), 1);
+    let path = home.path().join(segment_name(1));
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     bytes[end] ^= 1;
@@ -359,6 +461,20 @@ async fn forged_and_foreign_objects_are_refused() {
     assert_eq!(open(home.path()).1.records, 0);
 }
 
+#[tokio::test]
+async fn what_was_verified_is_kept_without_a_second_look() {
+    let home = tempfile::tempdir().unwrap();
+    let (ledger, _) = open(home.path());
+    let contract = selling(1).contract().verify().unwrap();
+    ledger.append_verified(vec![contract.clone().into()]).await.unwrap();
+    // The same slot, the same digest: the two ways of keeping agree.
+    ledger.append(vec![Record::Contract(contract.into_signed())]).await.unwrap();
+    let foreign = Sample { renter: 2, provider: 3, number: 1 }.contract().verify().unwrap();
+    let refused = ledger.append_verified(vec![foreign.into()]).await;
+    assert!(matches!(refused, Err(AppendError::Record(RecordError::NotOurs { .. }))));
+    assert_eq!(ledger.check().unwrap(), Checkup { records: 1, objects: 1, dropped: 0 });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_that_wait_together_share_a_sync() {
     let home = tempfile::tempdir().unwrap();
@@ -370,26 +486,8 @@ async fn appends_that_wait_together_share_a_sync() {
     }
     assert_eq!(ledger.totals().unwrap().owed_to_us, 100);
     drop(ledger);
-    let syncs = journal::tests::groups(home.path());
+    let syncs = groups(home.path());
     assert!((1..=50).contains(&syncs), "{syncs} syncs for 100 appends");
-}
-
-#[tokio::test]
-async fn a_full_disk_stops_the_ledger_for_good() {
-    let home = tempfile::tempdir().unwrap();
-    let me = key(1).peer();
-    let index = Index::open(&home.path().join("index"), me).unwrap();
-    let (mut journal, _) = Journal::open(home.path(), me).unwrap();
-    let real =
-        std::mem::replace(&mut journal.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
-    let ledger = Ledger::start(journal, index, me).unwrap();
-    let full = ledger.append(vec![selling(1).voucher(1, 5)]).await.unwrap_err();
-    let AppendError::Disk { source, .. } = &full else { panic!("{full}") };
-    assert_eq!(source.kind(), io::ErrorKind::StorageFull);
-    assert!(matches!(ledger.append(vec![selling(1).voucher(2, 9)]).await, Err(AppendError::Stopped)));
-    assert_eq!(ledger.totals().unwrap(), Totals::default());
-    drop((ledger, real));
-    assert_eq!(open(home.path()).1, OpenReport { records: 0, rebuilt_index: false, cut_bytes: 0 });
 }
 
 /// One step of a ledger's life.

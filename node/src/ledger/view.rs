@@ -10,7 +10,7 @@ use potluck_protocol::settle::{CloseReason, Usage};
 use potluck_protocol::unit::{NanoCredit, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-use super::record::{Checked, Record};
+use super::record::{Checked, Keep, Kind, Record};
 
 /// Which side of a lane we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -149,10 +149,21 @@ pub(super) struct Closed {
     pub(super) at: UnixMillis,
 }
 
+/// What a retired lane was, where the objects that are kept of it do not say so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RetiredLane {
+    pub(super) lane: LaneId,
+    pub(super) meter: Option<Latest<u32>>,
+    pub(super) vouchers: u32,
+    pub(super) receipts: u32,
+}
+
 /// One lane as the index keeps it; the order in which its objects came does not matter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LaneState {
     pub(super) lane: LaneId,
+    /// Number of the newest record of it.
+    pub(super) touched: u64,
     pub(super) agreed: Option<Agreed>,
     /// Of a meter: the tokens.
     pub(super) meter: Option<Latest<u32>>,
@@ -201,11 +212,17 @@ fn newer<T>(slot: &mut Option<Latest<T>>, k: u32, digest: Digest, of: T) {
 impl LaneState {
     /// A lane of which nothing is known yet.
     pub(super) fn new(lane: LaneId) -> Self {
-        Self { lane, agreed: None, meter: None, voucher: None, receipt: None, closed: None }
+        Self { lane, touched: 0, agreed: None, meter: None, voucher: None, receipt: None, closed: None }
     }
 
-    /// Takes one object in, once.
-    pub(super) fn take(&mut self, checked: &Checked) {
+    /// Has it taken nothing in yet?
+    pub(super) fn is_new(&self) -> bool {
+        self.touched == 0
+    }
+
+    /// Takes one object in, once; `number` is its place in the journal.
+    pub(super) fn take(&mut self, number: u64, checked: &Checked) {
+        self.touched = self.touched.max(number);
         let digest = checked.digest;
         match &checked.record {
             Record::Quote(_) | Record::Accept(_) => {}
@@ -242,6 +259,46 @@ impl LaneState {
         }
     }
 
+    /// Closed, and nothing came after record `horizon`: its passing objects may go, and it takes no
+    /// others.
+    pub(super) fn is_retired(&self, horizon: u64) -> bool {
+        self.closed.is_some() && self.touched <= horizon
+    }
+
+    /// What the objects that a checkpoint keeps of it do not say.
+    pub(super) fn retire(&self) -> RetiredLane {
+        RetiredLane {
+            lane: self.lane,
+            meter: self.meter.clone(),
+            vouchers: self.voucher.as_ref().map_or(0, |latest| latest.count),
+            receipts: self.receipt.as_ref().map_or(0, |latest| latest.count),
+        }
+    }
+
+    /// Puts back what the kept objects did not say.
+    pub(super) fn restore(&mut self, retired: RetiredLane) {
+        self.meter = retired.meter;
+        if let Some(latest) = &mut self.voucher {
+            latest.count = retired.vouchers;
+        }
+        if let Some(latest) = &mut self.receipt {
+            latest.count = retired.receipts;
+        }
+    }
+
+    /// Does the lane need this object of it once it is retired?
+    pub(super) fn needs(&self, kind: Kind, digest: &Digest) -> bool {
+        let newest = |held: Option<&Digest>| held == Some(digest);
+        match (kind.keep(), kind) {
+            (Keep::Apart | Keep::Evidence, _) => true,
+            (Keep::Newest, Kind::Voucher) => newest(self.voucher.as_ref().map(|it| &it.digest)),
+            (Keep::Newest, Kind::Receipt) => newest(self.receipt.as_ref().map(|it| &it.digest)),
+            // Of no other kind does a lane know the newest: better one object too many.
+            (Keep::Newest, _) => true,
+            (Keep::Passing, _) => false,
+        }
+    }
+
     /// Our side of it, given who we are.
     pub(super) fn role(&self, me: PeerId) -> LaneRole {
         if self.lane.renter == me { LaneRole::Renter } else { LaneRole::Provider }
@@ -260,7 +317,8 @@ impl LaneState {
         self.agreed.as_ref().map_or(UnixMillis::ZERO, |agreed| agreed.created)
     }
 
-    fn amount(&self) -> NanoCredit {
+    /// What the renter owes for it.
+    pub(super) fn amount(&self) -> NanoCredit {
         self.voucher.as_ref().map_or(NanoCredit::ZERO, |latest| latest.of.1)
     }
 
