@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use potluck_protocol::balance::{Cancel, CancelReason, Countersign, Fold, PairId, PairState, Raise, Settle};
 use potluck_protocol::codec::{Bounded, decode, decode_bounded, encode};
 use potluck_protocol::id::PeerId;
-use potluck_protocol::job::JobSpec;
+use potluck_protocol::job::Job;
 use potluck_protocol::offer::{Offer, Quote};
 use potluck_protocol::outbox::Outbox;
 use potluck_protocol::pair::{Consent, PairBook};
@@ -156,7 +156,7 @@ fuzz_target!(|input: &[u8]| {
         21 => drop(bounded::<PairRequest>(bytes)),
         22 => drop(bounded::<PairResponse>(bytes)),
         23 => {
-            if let Ok(job) = JobSpec::from_bytes(bytes) {
+            if let Ok(job) = Job::from_bytes(bytes) {
                 assert_eq!(job.to_bytes().ok().as_deref(), Some(bytes));
             }
         }
