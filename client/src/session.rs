@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use potluck_node::fault;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, Record};
 use potluck_node::net::{FrameReader, FrameWriter, Network};
@@ -116,7 +117,9 @@ pub async fn run(
         desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
     let records =
         vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
+    fault::point(fault::RENTER_CONTRACT_SIGNED);
     desk.ledger.append(records).await?;
+    fault::point(fault::RENTER_CONTRACT_KEPT);
     let (reader, writer) = stream.split();
     let lane = RenterLane::new(&contract);
     let lane = if order.payload.is_some() { lane.of_component() } else { lane };
@@ -233,6 +236,7 @@ impl Session<'_> {
         for part in job_bytes.chunks(MAX_JOB_PART_BYTES) {
             self.send(&RenterFrame::JobPart(part.to_vec())).await?;
         }
+        fault::point(fault::RENTER_CONTRACT_SENT);
         Ok(())
     }
 
@@ -349,7 +353,9 @@ impl Session<'_> {
         if self.accepted.is_some() {
             return Err(self.misbehaved("it accepted twice".into()));
         }
+        fault::point(fault::RENTER_ACCEPT_RECEIVED);
         self.desk.ledger.append(vec![Record::Accept(accept.signed().clone())]).await?;
+        fault::point(fault::RENTER_ACCEPT_KEPT);
         let printed = printer.accepted(&body.lane, self.contract.digest());
         self.accepted = Some(accept);
         Ok(printed)
@@ -416,6 +422,7 @@ impl Session<'_> {
     }
 
     async fn on_meter(&mut self, meter: Signed<Meter>) -> Result<(), JobFailure> {
+        fault::point(fault::RENTER_METER_RECEIVED);
         let meter = meter.verify().map_err(|why| self.misbehaved(why.to_string()))?;
         let voucher = self
             .lane
@@ -423,11 +430,15 @@ impl Session<'_> {
             .map_err(|why| Failure::Overclaimed { provider: self.provider, why })?;
         let key = self.desk.identity.signing_key();
         let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
+        fault::point(fault::RENTER_VOUCHER_SIGNED);
         // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
         let records = vec![Record::Meter(meter.signed().clone()), Record::Voucher(voucher.signed().clone())];
         self.desk.ledger.append(records).await?;
+        fault::point(fault::RENTER_VOUCHER_KEPT);
         self.lane.signed(&voucher);
-        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
+        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await?;
+        fault::point(fault::RENTER_VOUCHER_SENT);
+        Ok(())
     }
 
     async fn on_receipt(&mut self, receipt: Signed<Receipt>) -> Result<(), JobFailure> {
@@ -435,7 +446,9 @@ impl Session<'_> {
         if !self.lane.is_receipt(receipt.body()) {
             return Err(self.misbehaved("its receipt is not for our voucher".into()));
         }
+        fault::point(fault::RENTER_RECEIPT_RECEIVED);
         self.desk.ledger.append(vec![Record::Receipt(receipt.signed().clone())]).await?;
+        fault::point(fault::RENTER_RECEIPT_KEPT);
         self.receipt = Some(receipt.digest());
         Ok(())
     }
@@ -452,7 +465,9 @@ impl Session<'_> {
         if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
             return Err(self.misbehaved("its close is not what was vouched".into()));
         }
+        fault::point(fault::RENTER_CLOSE_RECEIVED);
         self.desk.ledger.append(vec![Record::Close(close.signed().clone())]).await?;
+        fault::point(fault::RENTER_CLOSE_KEPT);
         self.closed = true;
         let outcome = self.outcome(body);
         printer.end_text();
@@ -554,10 +569,12 @@ impl Session<'_> {
             at: wall_clock(),
         };
         if let Ok(close) = self.desk.identity.signing_key().sign(close) {
+            fault::point(fault::RENTER_OWN_CLOSE_SIGNED);
             // A lane that is closed already keeps its first close; either way it is closed.
             if let Err(why) = self.desk.ledger.append(vec![Record::Close(close.into_signed())]).await {
                 tracing::warn!(%why, "the lane stays open in our ledger");
             }
+            fault::point(fault::RENTER_OWN_CLOSE_KEPT);
         }
         if !matches!(failure, Failure::Unreachable { .. } | Failure::ProviderLost { .. }) {
             let _ = self.send(&RenterFrame::Cancel).await;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use potluck_node::fault;
 use potluck_node::ledger::{AppendError, Record};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::ContentHash;
@@ -99,6 +100,7 @@ pub async fn take_job(
             }
         },
     };
+    fault::point(fault::PROVIDER_CONTRACT_RECEIVED);
     let accept = Accept {
         lane: admitted.verified().contract().lane,
         contract: admitted.verified().signed_contract().digest(),
@@ -110,11 +112,14 @@ pub async fn take_job(
         Record::Contract(admitted.verified().signed_contract().signed().clone()),
         Record::Accept(accept.signed().clone()),
     ];
+    fault::point(fault::PROVIDER_ACCEPT_SIGNED);
     desk.ledger().append(records).await.map_err(not_recorded)?;
+    fault::point(fault::PROVIDER_ACCEPT_KEPT);
     place.recorded();
     if let Err(error) = wire.send(&ProviderFrame::Accept(boxed(&accept))).await {
         tracing::debug!(job = %admitted.verified().contract().lane, %error, "accept not delivered");
     }
+    fault::point(fault::PROVIDER_ACCEPT_SENT);
     Ok(AcceptedJob { admitted, place, task })
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use potluck_node::fault;
 use potluck_node::ledger::{AppendError, Record};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
@@ -225,10 +226,13 @@ impl MeteredRun {
         self.read_at = Instant::now();
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
+        fault::point(fault::PROVIDER_METER_SIGNED);
         self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        fault::point(fault::PROVIDER_METER_KEPT);
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
         wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
+        fault::point(fault::PROVIDER_METER_SENT);
         Ok(())
     }
 
@@ -239,13 +243,16 @@ impl MeteredRun {
     pub async fn paid(&mut self, wire: &mut JobWire, voucher: Signed<Voucher>) -> Result<(), AccountFault> {
         let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
         let body = self.lane.accept(&voucher)?;
+        fault::point(fault::PROVIDER_VOUCHER_RECEIVED);
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
         let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
         self.desk.ledger().append(records).await?;
+        fault::point(fault::PROVIDER_RECEIPT_KEPT);
         if !self.lane.is_unpaid() {
             self.asked = None;
         }
         wire.send(&ProviderFrame::Receipt(boxed(&receipt))).await?;
+        fault::point(fault::PROVIDER_RECEIPT_SENT);
         Ok(())
     }
 
@@ -274,13 +281,16 @@ impl MeteredRun {
         };
         match self.desk.sign(body) {
             Ok(close) => {
+                fault::point(fault::PROVIDER_CLOSE_SIGNED);
                 if let Err(error) =
                     self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
                 {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
+                fault::point(fault::PROVIDER_CLOSE_KEPT);
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
                 wire.finish(&frame).await;
+                fault::point(fault::PROVIDER_CLOSE_SENT);
             }
             Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
         }

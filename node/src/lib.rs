@@ -11,6 +11,7 @@ compile_error!("Potluck runs on Linux only for now: its worker processes and its
 pub mod bootstrap;
 pub mod catalogue;
 pub mod config;
+pub mod fault;
 pub mod identity;
 pub mod ledger;
 pub mod net;

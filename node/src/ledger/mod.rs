@@ -18,7 +18,6 @@ mod checkpoint;
 mod compact;
 mod disk;
 mod error;
-pub mod fault;
 mod frame;
 mod index;
 mod journal;
@@ -63,6 +62,8 @@ use journal::{Found, MAX_GROUP_BYTES};
 use record::Checked;
 use seal::Sealer;
 use writer::{Batch, Request, Writer, batch_bytes};
+
+use crate::fault;
 
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;
