@@ -9,7 +9,7 @@ use std::time::Duration;
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
-use potluck_node::net::{JoinError, StartError};
+use potluck_node::net::{JoinError, OtherVersion, StartError};
 use potluck_node::state::StateError;
 use potluck_protocol::fault::{Fault, RefusalCode};
 use potluck_protocol::id::PeerId;
@@ -173,6 +173,9 @@ pub enum Failure {
         /// Why.
         why: String,
     },
+    /// The provider speaks another version of Potluck: one of the two is too old.
+    #[error("{} speaks version {} of Potluck, this program version {}", .0.peer.short(), .0.theirs, .0.ours)]
+    OtherVersion(#[from] OtherVersion),
     /// The provider broke the protocol; nothing was paid for that.
     #[error("{} broke the protocol: {what}", provider.short())]
     Misbehaved {
@@ -254,6 +257,7 @@ impl Failure {
             Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
             Self::ProviderLost { .. } => "provider_lost",
             Self::Unreachable { .. } => "unreachable",
+            Self::OtherVersion(_) => "other_version",
             Self::Misbehaved { .. } => "protocol_violation",
             Self::Overclaimed { .. } => "overclaimed",
             Self::Cancelled { .. } => "cancelled",
@@ -284,6 +288,8 @@ impl Failure {
             | Self::TimeReached { .. }
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::OtherVersion(version) if version.is_theirs() => Fault::Provider,
+            Self::OtherVersion(_) => Fault::Local,
             Self::New(why) => why.fault(),
             Self::Refused { code, .. } => code.fault(),
             Self::OwnerYielded { .. } => Fault::Nobody,
@@ -306,7 +312,7 @@ impl Failure {
         match self {
             Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
             Self::Input { .. } => 2,
-            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } | Self::OtherVersion(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
             Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) => 5,
@@ -353,6 +359,13 @@ impl Failure {
             }
             Self::Refused { .. } => {
                 "only the time that was metered is owed; see potluck ledger receipts".into()
+            }
+            Self::OtherVersion(version) if version.is_theirs() => {
+                "nothing was spent; its owner must upgrade potluckd; choose another provider with --provider"
+                    .into()
+            }
+            Self::OtherVersion(_) => {
+                "nothing was spent; upgrade potluck: your version is the older one".into()
             }
             Self::OwnerYielded { .. } => {
                 "the answer so far is yours and paid; run it again: another provider takes it".into()

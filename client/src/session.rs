@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use potluck_node::fault;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, Record};
-use potluck_node::net::{FrameReader, FrameWriter, Network};
+use potluck_node::net::{FrameReader, FrameWriter, Network, OpenError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::{FinishReason, job_digest};
@@ -113,8 +113,10 @@ pub async fn run(
     let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, spending)?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
-    let stream =
-        desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
+    let stream = desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| match why {
+        OpenError::OtherVersion(version) => JobFailure::NotStarted(version.into()),
+        other => unreachable(other.to_string()),
+    })?;
     let records =
         vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
     fault::point(fault::RENTER_CONTRACT_SIGNED);

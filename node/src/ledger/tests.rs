@@ -21,6 +21,7 @@ mod compaction;
 mod crash;
 mod journal;
 mod power;
+mod two_disks;
 
 const MODEL: ContentHash = ContentHash::from_bytes([3; 32]);
 
