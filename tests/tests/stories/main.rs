@@ -20,6 +20,7 @@ mod nobody;
 mod offers;
 mod owner_stops;
 mod owner_yields;
+mod skew;
 mod stranger;
 mod strangers;
 
