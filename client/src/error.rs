@@ -105,6 +105,35 @@ pub enum Failure {
         /// The price.
         rate: Rate,
     },
+    /// The provider lends us nothing any more.
+    #[error(
+        "{} lends us {credit} more, which does not pay for one millisecond at {rate}",
+        provider.short()
+    )]
+    NoCredit {
+        /// Who.
+        provider: PeerId,
+        /// What we may still come to owe it.
+        credit: NanoCredit,
+        /// The price.
+        rate: Rate,
+    },
+    /// What the provider lends was used up before the answer was whole; the job's books are closed.
+    #[error(
+        "all that {} lends us, {credit}, was used up after {tokens} tokens; {paid_ms} ms paid, \
+         nothing more is owed",
+        provider.short()
+    )]
+    CreditReached {
+        /// Who.
+        provider: PeerId,
+        /// What it lent for this job.
+        credit: NanoCredit,
+        /// Tokens that came.
+        tokens: u32,
+        /// Milliseconds paid.
+        paid_ms: u64,
+    },
     /// The budget was used up before the answer was whole; settled.
     #[error(
         "the budget of {budget} was reached after {tokens} tokens; {paid_ms} ms paid, nothing more is owed"
@@ -249,6 +278,8 @@ impl Failure {
             Self::Input { .. } => "input",
             Self::BudgetTooSmall { .. } => "budget_too_small",
             Self::BudgetReached { .. } => "budget_reached",
+            Self::NoCredit { .. } => RefusalCode::CreditExhausted.name(),
+            Self::CreditReached { .. } => "credit_reached",
             Self::TimeReached { .. } => "time_reached",
             Self::Refused { code, .. } => code.name(),
             Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
@@ -281,6 +312,8 @@ impl Failure {
             | Self::Input { .. }
             | Self::BudgetTooSmall { .. }
             | Self::BudgetReached { .. }
+            | Self::NoCredit { .. }
+            | Self::CreditReached { .. }
             | Self::TimeReached { .. }
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
@@ -308,7 +341,8 @@ impl Failure {
             Self::Input { .. } => 2,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
-            Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
+            Self::NoCredit { .. } | Self::CreditReached { .. } => 4,
+            Self::Refused { code: RefusalCode::BudgetTooSmall | RefusalCode::CreditExhausted, .. } => 4,
             Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) => 5,
             Self::New(NewError::Io { .. }) => 5,
             Self::New(_) => 2,
@@ -348,6 +382,13 @@ impl Failure {
             Self::TimeReached { .. } => {
                 "what came is yours and paid; ask for the rest, or raise --max-seconds of a component".into()
             }
+            Self::NoCredit { provider, .. }
+            | Self::Refused { provider, code: RefusalCode::CreditExhausted, started: false, .. } => {
+                format!("nothing was spent; {}", settle_first(provider))
+            }
+            Self::CreditReached { provider, .. } => {
+                format!("what came is yours; for more, {}", settle_first(provider))
+            }
             Self::Refused { started: false, .. } | Self::Unreachable { .. } => {
                 "nothing was spent; run it again, or choose another provider with --provider".into()
             }
@@ -373,6 +414,14 @@ impl Failure {
             Self::Network(_) | Self::Internal { .. } => "nothing was spent".into(),
         }
     }
+}
+
+/// The way out of a debt.
+fn settle_first(provider: &PeerId) -> String {
+    format!(
+        "settle first: pay the owner, then potluck ledger settle {provider} --amount <$> --ref <what you \
+         paid with>; or choose another provider with --provider"
+    )
 }
 
 #[cfg(test)]

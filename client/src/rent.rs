@@ -48,9 +48,9 @@ pub struct RentArgs {
     /// The dearest price to accept, in dollars per GPU-hour
     #[arg(long, value_name = "$/h")]
     pub max_price: Option<String>,
-    /// The most this job may cost, in dollars
-    #[arg(long, value_name = "$", default_value = "0.01")]
-    pub budget: String,
+    /// The most this job may cost, in dollars [default: 0.01, or what the provider lends if that is less]
+    #[arg(long, value_name = "$")]
+    pub budget: Option<String>,
     /// Ask this provider only
     #[arg(long, value_name = "PEER")]
     pub provider: Option<String>,
@@ -94,7 +94,7 @@ impl Request {
         max_ms: Option<GpuMillis>,
     ) -> Result<Self, Failure> {
         let max_price = args.max_price.as_deref().map(Rate::from_dollars_per_hour).transpose()?;
-        let budget = NanoCredit::from_dollars(&args.budget)?;
+        let budget = args.budget.as_deref().map(NanoCredit::from_dollars).transpose()?;
         let provider =
             args.provider.as_deref().map(str::parse).transpose().map_err(|why: IdError| Failure::Usage {
                 message: why.to_string(),
@@ -166,7 +166,7 @@ async fn try_each(
     let mut last = None;
     for candidate in candidates.iter().take(MAX_TRIES) {
         // A closed stdout is noticed again with the first text, inside the session.
-        let _ = printer.quote(candidate.quote.body(), quotes, desk.begun.elapsed());
+        let _ = printer.quote(candidate, quotes, desk.begun.elapsed());
         match session::run(desk, candidate, &request.order, request.spending, printer).await {
             Ok(outcome) => return Ok(outcome),
             Err(JobFailure::Final(failure)) => return Err(failure),

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Ledger, Record};
+use potluck_node::ledger::Ledger;
 use potluck_node::net::{FrameReader, FrameWriter, Network};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
@@ -18,7 +18,7 @@ use potluck_protocol::limits::{MAX_GUEST_OUTPUT_BYTES, MAX_JOB_PART_BYTES, SILEN
 use potluck_protocol::offer::Quote;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt};
 use potluck_protocol::sign::{Signed, Verified};
-use potluck_protocol::unit::{GpuMillis, NanoCredit, UnixMillis};
+use potluck_protocol::unit::{GpuMillis, NANO, NanoCredit, Rate, UnixMillis};
 use potluck_protocol::wire::{self, ProviderFrame, Refusal, RenterFrame};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ const SILENCE: Duration = Duration::from_millis(SILENCE_MS);
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// After the person stopped it, the last meter and the close take no longer.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// What a job may cost when the person names no budget.
+const DEFAULT_BUDGET: NanoCredit = NanoCredit::new(NANO / 100);
 /// A contract that is not started in this time is void.
 const START_WITHIN_MS: u64 = 30_000;
 
@@ -53,10 +55,28 @@ pub struct Desk<'a> {
 /// The most a job may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Spending {
-    /// In money.
-    pub budget: NanoCredit,
+    /// In money; [`DEFAULT_BUDGET`], or what the provider lends if that is less, when not set.
+    pub budget: Option<NanoCredit>,
     /// In time, when less than the provider allows.
     pub max_ms: Option<GpuMillis>,
+}
+
+impl Spending {
+    /// The most that a job at `candidate` may cost.
+    ///
+    /// # Errors
+    /// When that does not pay for a millisecond at `rate`.
+    fn at(&self, candidate: &Candidate, rate: Rate) -> Result<NanoCredit, JobFailure> {
+        let provider = candidate.quote.body().provider;
+        let most = self.budget.unwrap_or(DEFAULT_BUDGET.min(candidate.credit));
+        if rate.amount(GpuMillis::new(1)) <= most {
+            return Ok(most);
+        }
+        Err(match self.budget {
+            Some(budget) => JobFailure::Final(Failure::BudgetTooSmall { budget, rate }),
+            None => JobFailure::NotStarted(Failure::NoCredit { provider, credit: candidate.credit, rate }),
+        })
+    }
 }
 
 /// What is sent.
@@ -106,17 +126,14 @@ pub async fn run(
     let quote = candidate.quote.body();
     // A component works before its models do.
     let rate = if order.payload.is_some() { quote.terms.guest } else { quote.terms.run };
-    if rate.amount(GpuMillis::new(1)) > spending.budget {
-        return Err(JobFailure::Final(Failure::BudgetTooSmall { budget: spending.budget, rate }));
-    }
-    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, spending)?;
+    let max_total = spending.at(candidate, rate)?;
+    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, max_total, spending.max_ms)?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
     let stream =
         desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
-    let records =
-        vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
-    desk.ledger.append(records).await?;
+    let records = vec![candidate.quote.clone().into(), contract.clone().into()];
+    desk.ledger.append_verified(records).await?;
     let (reader, writer) = stream.split();
     let lane = RenterLane::new(&contract);
     let lane = if order.payload.is_some() { lane.of_component() } else { lane };
@@ -140,6 +157,7 @@ pub async fn run(
         payload: order.payload.as_ref(),
         wanted: false,
         output: Vec::new(),
+        lent: spending.budget.is_none() && max_total < DEFAULT_BUDGET,
     };
     let outcome = session.converse(&order.job_bytes, &candidate.quote, printer).await;
     if let Err(JobFailure::Final(failure) | JobFailure::NotStarted(failure)) = &outcome {
@@ -152,7 +170,8 @@ fn sign_contract(
     desk: &Desk<'_>,
     quote: &Verified<Quote>,
     job_bytes: &[u8],
-    spending: Spending,
+    max_total: NanoCredit,
+    max_ms: Option<GpuMillis>,
 ) -> Result<Verified<Contract>, Failure> {
     let lane = getrandom::u64().map_err(|why| internal(&format!("no randomness: {why}")))?;
     let body = quote.body();
@@ -162,8 +181,8 @@ fn sign_contract(
         job: job_digest(job_bytes),
         quote: quote.digest(),
         terms: body.terms,
-        max_total: spending.budget,
-        max_ms: spending.max_ms.map_or(body.max_ms, |ours| ours.min(body.max_ms)),
+        max_total,
+        max_ms: max_ms.map_or(body.max_ms, |ours| ours.min(body.max_ms)),
         created: now,
         start_by: now.saturating_add(UnixMillis::new(START_WITHIN_MS)),
     };
@@ -201,6 +220,8 @@ struct Session<'a> {
     wanted: bool,
     /// What the component gave so far.
     output: Vec<u8>,
+    /// Is the contract's limit what the provider lends, not what the person set?
+    lent: bool,
 }
 
 impl Session<'_> {
@@ -349,7 +370,7 @@ impl Session<'_> {
         if self.accepted.is_some() {
             return Err(self.misbehaved("it accepted twice".into()));
         }
-        self.desk.ledger.append(vec![Record::Accept(accept.signed().clone())]).await?;
+        self.desk.ledger.append_verified(vec![accept.clone().into()]).await?;
         let printed = printer.accepted(&body.lane, self.contract.digest());
         self.accepted = Some(accept);
         Ok(printed)
@@ -424,8 +445,7 @@ impl Session<'_> {
         let key = self.desk.identity.signing_key();
         let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
         // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
-        let records = vec![Record::Meter(meter.signed().clone()), Record::Voucher(voucher.signed().clone())];
-        self.desk.ledger.append(records).await?;
+        self.desk.ledger.append_verified(vec![meter.into(), voucher.clone().into()]).await?;
         self.lane.signed(&voucher);
         self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
     }
@@ -435,8 +455,9 @@ impl Session<'_> {
         if !self.lane.is_receipt(receipt.body()) {
             return Err(self.misbehaved("its receipt is not for our voucher".into()));
         }
-        self.desk.ledger.append(vec![Record::Receipt(receipt.signed().clone())]).await?;
-        self.receipt = Some(receipt.digest());
+        let digest = receipt.digest();
+        self.desk.ledger.append_verified(vec![receipt.into()]).await?;
+        self.receipt = Some(digest);
         Ok(())
     }
 
@@ -452,7 +473,7 @@ impl Session<'_> {
         if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
             return Err(self.misbehaved("its close is not what was vouched".into()));
         }
-        self.desk.ledger.append(vec![Record::Close(close.signed().clone())]).await?;
+        self.desk.ledger.append_verified(vec![close.clone().into()]).await?;
         self.closed = true;
         let outcome = self.outcome(body);
         printer.end_text();
@@ -526,6 +547,10 @@ impl Session<'_> {
         if outcome.usage.total() >= contract.max_ms {
             return Failure::TimeReached { provider: self.provider, tokens, paid_ms };
         }
+        if self.lent {
+            let (provider, credit) = (self.provider, contract.max_total);
+            return Failure::CreditReached { provider, credit, tokens, paid_ms };
+        }
         Failure::BudgetReached { budget: contract.max_total, tokens, paid_ms }
     }
 
@@ -555,7 +580,7 @@ impl Session<'_> {
         };
         if let Ok(close) = self.desk.identity.signing_key().sign(close) {
             // A lane that is closed already keeps its first close; either way it is closed.
-            if let Err(why) = self.desk.ledger.append(vec![Record::Close(close.into_signed())]).await {
+            if let Err(why) = self.desk.ledger.append_verified(vec![close.into()]).await {
                 tracing::warn!(%why, "the lane stays open in our ledger");
             }
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use potluck_node::ledger::{AppendError, Record};
+use potluck_node::ledger::AppendError;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
@@ -225,7 +225,7 @@ impl MeteredRun {
         self.read_at = Instant::now();
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        self.desk.ledger().append_verified(vec![meter.clone().into()]).await?;
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
         wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
@@ -240,8 +240,7 @@ impl MeteredRun {
         let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
         let body = self.lane.accept(&voucher)?;
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
-        self.desk.ledger().append(records).await?;
+        self.desk.ledger().append_verified(vec![voucher.into(), receipt.clone().into()]).await?;
         if !self.lane.is_unpaid() {
             self.asked = None;
         }
@@ -274,9 +273,7 @@ impl MeteredRun {
         };
         match self.desk.sign(body) {
             Ok(close) => {
-                if let Err(error) =
-                    self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
-                {
+                if let Err(error) = self.desk.ledger().append_verified(vec![close.clone().into()]).await {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
