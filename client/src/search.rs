@@ -114,6 +114,14 @@ pub async fn quotes(network: &Network, wanted: &Wanted, only: Option<PeerId>) ->
     }
 }
 
+/// One more quote by a provider that quoted before: what it lends may have changed since.
+pub async fn again(network: &Network, wanted: &Wanted, provider: PeerId) -> Option<Candidate> {
+    match ask(network, provider, wanted).await? {
+        Answer::Quote(candidate) => Some(*candidate),
+        Answer::Refused(_) => None,
+    }
+}
+
 async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Found {
     let us = network.local_peer();
     let others = peers.into_iter().filter(|peer| *peer != us).take(MAX_ASKED);

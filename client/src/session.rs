@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use potluck_node::identity::Identity;
-use potluck_node::ledger::Ledger;
+use potluck_node::accounts::LiveLane;
 use potluck_node::net::{FrameReader, FrameWriter, Network};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
@@ -22,6 +22,7 @@ use potluck_protocol::unit::{GpuMillis, NANO, NanoCredit, Rate, UnixMillis};
 use potluck_protocol::wire::{self, ProviderFrame, Refusal, RenterFrame};
 use tokio_util::sync::CancellationToken;
 
+use crate::books::Books;
 use crate::error::Failure;
 use crate::output::{Outcome, Printer};
 use crate::search::{Candidate, wall_clock};
@@ -42,8 +43,8 @@ const START_WITHIN_MS: u64 = 30_000;
 pub struct Desk<'a> {
     /// Who we are.
     pub identity: &'a Identity,
-    /// Our ledger.
-    pub ledger: &'a Ledger,
+    /// Our ledger and accounts.
+    pub books: &'a Books,
     /// Our network.
     pub network: &'a Network,
     /// Cancelled when the person wants to stop.
@@ -62,6 +63,12 @@ pub struct Spending {
 }
 
 impl Spending {
+    /// Does the provider lend as much as the job may cost?
+    #[must_use]
+    pub fn fits(&self, candidate: &Candidate) -> bool {
+        candidate.credit >= self.budget.unwrap_or(DEFAULT_BUDGET)
+    }
+
     /// The most that a job at `candidate` may cost.
     ///
     /// # Errors
@@ -127,13 +134,18 @@ pub async fn run(
     // A component works before its models do.
     let rate = if order.payload.is_some() { quote.terms.guest } else { quote.terms.run };
     let max_total = spending.at(candidate, rate)?;
-    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, max_total, spending.max_ms)?;
+    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, max_total, spending.max_ms)
+        .map_err(|failure| match failure {
+            Failure::NoLane { .. } => JobFailure::NotStarted(failure),
+            failure => JobFailure::Final(failure),
+        })?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
     let stream =
         desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
     let records = vec![candidate.quote.clone().into(), contract.clone().into()];
-    desk.ledger.append_verified(records).await?;
+    let live = desk.books.accounts.live(contract.body().lane);
+    desk.books.keep(records).await?;
     let (reader, writer) = stream.split();
     let lane = RenterLane::new(&contract);
     let lane = if order.payload.is_some() { lane.of_component() } else { lane };
@@ -158,10 +170,15 @@ pub async fn run(
         wanted: false,
         output: Vec::new(),
         lent: spending.budget.is_none() && max_total < DEFAULT_BUDGET,
+        _live: live,
     };
     let outcome = session.converse(&order.job_bytes, &candidate.quote, printer).await;
     if let Err(JobFailure::Final(failure) | JobFailure::NotStarted(failure)) = &outcome {
         session.abandon(failure).await;
+    }
+    if !session.closed {
+        // Only the two ledgers together tell what came of it.
+        desk.books.accounts.parted(provider);
     }
     outcome
 }
@@ -174,10 +191,10 @@ fn sign_contract(
     max_ms: Option<GpuMillis>,
 ) -> Result<Verified<Contract>, Failure> {
     let lane = getrandom::u64().map_err(|why| internal(&format!("no randomness: {why}")))?;
-    let body = quote.body();
+    let (body, provider) = (quote.body(), quote.body().provider);
     let now = wall_clock();
     let contract = Contract {
-        lane: LaneId { renter: body.renter, provider: body.provider, epoch: 0, lane },
+        lane: LaneId { renter: body.renter, provider, epoch: desk.books.accounts.epoch(provider), lane },
         job: job_digest(job_bytes),
         quote: quote.digest(),
         terms: body.terms,
@@ -186,6 +203,7 @@ fn sign_contract(
         created: now,
         start_by: now.saturating_add(UnixMillis::new(START_WITHIN_MS)),
     };
+    desk.books.accounts.may_open(&contract).map_err(|why| Failure::NoLane { peer: provider, why })?;
     desk.identity.signing_key().sign(contract).map_err(|why| internal(&why.to_string()))
 }
 
@@ -222,6 +240,8 @@ struct Session<'a> {
     output: Vec<u8>,
     /// Is the contract's limit what the provider lends, not what the person set?
     lent: bool,
+    /// No sync ends the lane while we work on it.
+    _live: LiveLane,
 }
 
 impl Session<'_> {
@@ -370,7 +390,7 @@ impl Session<'_> {
         if self.accepted.is_some() {
             return Err(self.misbehaved("it accepted twice".into()));
         }
-        self.desk.ledger.append_verified(vec![accept.clone().into()]).await?;
+        self.desk.books.keep(vec![accept.clone().into()]).await?;
         let printed = printer.accepted(&body.lane, self.contract.digest());
         self.accepted = Some(accept);
         Ok(printed)
@@ -390,6 +410,8 @@ impl Session<'_> {
                 | RefusalCode::Expired
                 | RefusalCode::CreditExhausted
                 | RefusalCode::NoGuests
+                | RefusalCode::SyncNeeded
+                | RefusalCode::Frozen
         );
         if elsewhere && !started { JobFailure::NotStarted(failure) } else { JobFailure::Final(failure) }
     }
@@ -445,7 +467,7 @@ impl Session<'_> {
         let key = self.desk.identity.signing_key();
         let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
         // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
-        self.desk.ledger.append_verified(vec![meter.into(), voucher.clone().into()]).await?;
+        self.desk.books.keep(vec![meter.into(), voucher.clone().into()]).await?;
         self.lane.signed(&voucher);
         self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
     }
@@ -456,7 +478,7 @@ impl Session<'_> {
             return Err(self.misbehaved("its receipt is not for our voucher".into()));
         }
         let digest = receipt.digest();
-        self.desk.ledger.append_verified(vec![receipt.into()]).await?;
+        self.desk.books.keep(vec![receipt.into()]).await?;
         self.receipt = Some(digest);
         Ok(())
     }
@@ -473,7 +495,7 @@ impl Session<'_> {
         if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
             return Err(self.misbehaved("its close is not what was vouched".into()));
         }
-        self.desk.ledger.append_verified(vec![close.clone().into()]).await?;
+        self.desk.books.keep(vec![close.clone().into()]).await?;
         self.closed = true;
         let outcome = self.outcome(body);
         printer.end_text();
@@ -561,7 +583,10 @@ impl Session<'_> {
         }
         let reason = match failure {
             Failure::Cancelled { .. } => CloseReason::RenterCancelled,
-            Failure::Misbehaved { .. } | Failure::Overclaimed { .. } | Failure::Refused { .. } => {
+            Failure::Misbehaved { .. }
+            | Failure::Equivocated { .. }
+            | Failure::Overclaimed { .. }
+            | Failure::Refused { .. } => {
                 CloseReason::ProviderFailed
             }
             _ => CloseReason::PeerLost,
@@ -580,7 +605,7 @@ impl Session<'_> {
         };
         if let Ok(close) = self.desk.identity.signing_key().sign(close) {
             // A lane that is closed already keeps its first close; either way it is closed.
-            if let Err(why) = self.desk.ledger.append_verified(vec![close.into()]).await {
+            if let Err(why) = self.desk.books.keep(vec![close.into()]).await {
                 tracing::warn!(%why, "the lane stays open in our ledger");
             }
         }
