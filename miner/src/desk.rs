@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, ReadError};
-use potluck_protocol::credit::Standing;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::offer::{GuestNeeds, Hardware, Offer};
@@ -272,17 +271,10 @@ impl Desk {
 
     /// What the ledger knows of `renter`, and of the other strangers.
     fn known(&self, renter: PeerId) -> Result<Known, Refusal> {
-        let of = |peer| {
-            let at = self.setup.ledger.standing(peer).map_err(unreadable)?;
-            Ok(Standing { balance: at.balance, open_caps: at.open_caps, ..Standing::default() })
-        };
-        let mut others = 0_u128;
-        for pair in self.setup.ledger.pairs().map_err(unreadable)? {
-            if pair.peer != renter {
-                others = others.saturating_add(of(pair.peer)?.exposure());
-            }
-        }
-        Ok(Known { standing: of(renter)?, others })
+        let (ledger, now) = (&self.setup.ledger, wall_now());
+        let standing = ledger.standing(renter, now).map_err(unreadable)?;
+        let others = ledger.unknown_exposure(renter, now).map_err(unreadable)?;
+        Ok(Known { standing, others })
     }
 
     /// Verifies and admits a job that `renter` sent.
