@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use potluck_node::net::Multiaddr;
-use potluck_protocol::unit::Rate;
+use potluck_protocol::unit::{NanoCredit, Rate};
 use potluck_sandbox::engine::DeviceChoice;
 use serde_json::json;
 
 use crate::command;
-use crate::config::{parse_address, parse_device};
+use crate::config::{MAX_NEW_PEER_SECONDS, parse_address, parse_device};
 use crate::error::CommandError;
 
 const EXAMPLES: &str = "\
@@ -164,6 +164,15 @@ pub struct RunArgs {
     /// What models run on: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     pub device: Option<DeviceChoice>,
+    /// The most that one renter may owe, in dollars [default: ten hours of work]
+    #[arg(long, value_name = "$", value_parser = parse_amount)]
+    pub credit_limit: Option<NanoCredit>,
+    /// What a renter may owe that never paid, in seconds of work [default: 60]; 0: it pays first
+    #[arg(long, value_name = "S", value_parser = parse_new_peer)]
+    pub new_peer_credit: Option<u64>,
+    /// The most that all renters together may owe that never paid, in dollars [default: 20 times that]
+    #[arg(long, value_name = "$", value_parser = parse_amount)]
+    pub unknown_credit_limit: Option<NanoCredit>,
     /// Serve without a jail: strangers' work can then reach your files and your network. Offers say so
     #[arg(long)]
     pub unsafe_no_jail: bool,
@@ -219,6 +228,17 @@ pub enum ModelsVerb {
 
 fn parse_price(text: &str) -> Result<Rate, String> {
     Rate::from_dollars_per_hour(text).map_err(|error| error.to_string())
+}
+
+fn parse_amount(text: &str) -> Result<NanoCredit, String> {
+    NanoCredit::from_dollars(text).map_err(|error| error.to_string())
+}
+
+fn parse_new_peer(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| *seconds <= MAX_NEW_PEER_SECONDS)
+        .ok_or_else(|| format!("expected 0 to {MAX_NEW_PEER_SECONDS}"))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -321,6 +341,8 @@ mod tests {
             vec!["run", "--listen", "here"],
             vec!["run", "--threads", "0"],
             vec!["run", "--device", "tpu"],
+            vec!["run", "--credit-limit", "much"],
+            vec!["run", "--new-peer-credit", "36001"],
             vec!["ledger", "receipts", "--limit", "0"],
             vec!["pause", "--for", "soon"],
             vec![],

@@ -17,7 +17,7 @@ use potluck_protocol::sign::{SignError, Signable, Signed, Verified};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse, Refusal};
 use potluck_sandbox::protection::EffectiveProtection;
 
-use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Credit, Uses};
+use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Known, Uses};
 use crate::clock::wall_now;
 use crate::gate::Gate;
 use crate::guests::GuestHouse;
@@ -244,6 +244,11 @@ impl Desk {
         guest: Option<GuestNeeds>,
         hardware: Hardware,
     ) -> QuoteResponse {
+        let known = match self.known(renter) {
+            Ok(known) => known,
+            Err(refusal) => return QuoteResponse::Refused(refusal),
+        };
+        let credit = lock(&self.book).room(renter, known);
         let uses = if guest.is_some() { Uses::All } else { Uses::Model(runs) };
         let case = QuoteCase {
             provider: self.me(),
@@ -258,10 +263,18 @@ impl Desk {
         match self.sign(pricing::quote(&self.setup.prices, case, wall_now())) {
             Ok(quote) => {
                 lock(&self.quotes).issue(quote.digest(), renter, Instant::now());
-                QuoteResponse::Quote(Box::new(quote.into_signed()))
+                QuoteResponse::Quote { quote: Box::new(quote.into_signed()), credit }
             }
             Err(error) => refused(RefusalCode::WorkerFailed, error.to_string()),
         }
+    }
+
+    /// What the ledger knows of `renter`, and of the other strangers.
+    fn known(&self, renter: PeerId) -> Result<Known, Refusal> {
+        let (ledger, now) = (&self.setup.ledger, wall_now());
+        let standing = ledger.standing(renter, now).map_err(unreadable)?;
+        let others = ledger.unknown_exposure(renter, now).map_err(unreadable)?;
+        Ok(Known { standing, others })
     }
 
     /// Verifies and admits a job that `renter` sent.
@@ -283,21 +296,19 @@ impl Desk {
             return Err(Refusal::new(RefusalCode::Replayed, "this job was sent before"));
         }
         lock(&self.quotes).redeem(&verified.signed_quote().digest(), Instant::now()).map_err(quote_gone)?;
-        let standing = ledger.standing(renter).map_err(unreadable)?;
-        let credit = Credit { balance: standing.balance, open_caps: standing.open_caps };
-        let admitted = self.admit(verified, credit)?;
+        let admitted = self.admit(verified, self.known(renter)?)?;
         let place = Place { desk: Arc::clone(self), ticket: admitted.ticket() };
         Ok((admitted, place))
     }
 
     /// The gate is asked with the book locked: a job is either refused, or seen by whoever closed the
     /// gate and then looks for running jobs.
-    fn admit(&self, job: VerifiedJob, credit: Credit) -> Result<AdmittedJob, Refusal> {
+    fn admit(&self, job: VerifiedJob, known: Known) -> Result<AdmittedJob, Refusal> {
         let mut book = lock(&self.book);
         if let Some(refusal) = self.gate().refusal() {
             return Err(refusal);
         }
-        book.admit(job, credit).map_err(|not_admitted| not_admitted.refusal())
+        book.admit(job, known).map_err(|not_admitted| not_admitted.refusal())
     }
 }
 

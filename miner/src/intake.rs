@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use potluck_node::fault;
-use potluck_node::ledger::{AppendError, Record};
+use potluck_node::ledger::AppendError;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::ContentHash;
 use potluck_protocol::job::{ExecSpec, Job, JobSpec, job_digest};
@@ -108,12 +108,12 @@ pub async fn take_job(
     };
     let accept = desk.sign(accept).map_err(|error| refused(RefusalCode::WorkerFailed, error.to_string()))?;
     let records = vec![
-        Record::Quote(admitted.verified().signed_quote().signed().clone()),
-        Record::Contract(admitted.verified().signed_contract().signed().clone()),
-        Record::Accept(accept.signed().clone()),
+        admitted.verified().signed_quote().clone().into(),
+        admitted.verified().signed_contract().clone().into(),
+        accept.clone().into(),
     ];
     fault::point(fault::PROVIDER_ACCEPT_SIGNED);
-    desk.ledger().append(records).await.map_err(not_recorded)?;
+    desk.ledger().append_verified(records).await.map_err(not_recorded)?;
     fault::point(fault::PROVIDER_ACCEPT_KEPT);
     place.recorded();
     if let Err(error) = wire.send(&ProviderFrame::Accept(boxed(&accept))).await {

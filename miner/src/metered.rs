@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use potluck_node::fault;
-use potluck_node::ledger::{AppendError, Record};
+use potluck_node::ledger::AppendError;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
@@ -227,7 +227,7 @@ impl MeteredRun {
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
         fault::point(fault::PROVIDER_METER_SIGNED);
-        self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        self.desk.ledger().append_verified(vec![meter.clone().into()]).await?;
         fault::point(fault::PROVIDER_METER_KEPT);
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
@@ -245,8 +245,7 @@ impl MeteredRun {
         let body = self.lane.accept(&voucher)?;
         fault::point(fault::PROVIDER_VOUCHER_RECEIVED);
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
-        self.desk.ledger().append(records).await?;
+        self.desk.ledger().append_verified(vec![voucher.into(), receipt.clone().into()]).await?;
         fault::point(fault::PROVIDER_RECEIPT_KEPT);
         if !self.lane.is_unpaid() {
             self.asked = None;
@@ -282,9 +281,7 @@ impl MeteredRun {
         match self.desk.sign(body) {
             Ok(close) => {
                 fault::point(fault::PROVIDER_CLOSE_SIGNED);
-                if let Err(error) =
-                    self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
-                {
+                if let Err(error) = self.desk.ledger().append_verified(vec![close.clone().into()]).await {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
                 fault::point(fault::PROVIDER_CLOSE_KEPT);

@@ -78,7 +78,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
                 guest: config.guest_price,
                 max_job: GpuMillis::new(config.max_job_seconds.saturating_mul(1_000)),
             },
-            policy: AdmissionPolicy { queue: config.queue, credit_limit: config.credit_limit },
+            policy: AdmissionPolicy { queue: config.queue, credit: config.credit() },
             slots,
             gate: Arc::new(Gate::new(Owner::start(pauses.load(), wall_now()), &stop)),
             guests,
@@ -120,6 +120,9 @@ fn merged(mut config: Config, args: RunArgs) -> Config {
     config.price = args.price.unwrap_or(config.price);
     config.device = args.device.unwrap_or(config.device);
     config.threads = args.threads.or(config.threads);
+    config.credit_limit = args.credit_limit.or(config.credit_limit);
+    config.new_peer_credit = args.new_peer_credit.unwrap_or(config.new_peer_credit);
+    config.unknown_credit_limit = args.unknown_credit_limit.or(config.unknown_credit_limit);
     config
 }
 
