@@ -71,7 +71,7 @@ impl Books {
             // Ours never left: there is nobody to convict.
             return Err(Failure::Internal { what: format!("{what} was signed before and differs") });
         }
-        if let Err(why) = self.accounts.witness(*proof).await {
+        if let Err(why) = self.accounts.hear(*proof).await {
             tracing::error!(%why, "the proof against a provider was not kept");
         }
         Err(Failure::Equivocated { peer, what })

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use potluck_node::accounts::{AccountsError, SettleError, SyncError};
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
-use potluck_node::accounts::{AccountsError, SyncError};
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
 use potluck_node::net::{JoinError, OtherVersion, StartError};
 use potluck_node::state::StateError;
@@ -239,6 +239,23 @@ pub enum Failure {
         /// Which rule forbids it.
         why: LaneRefused,
     },
+    /// The payment is not one, or cannot be entered.
+    #[error("{why}")]
+    Settle {
+        /// Whom it is about.
+        peer: PeerId,
+        /// Why.
+        why: SettleError,
+    },
+    /// The person pressed Ctrl-C while a payment was being entered.
+    #[error("stopped by you")]
+    SettleStopped,
+    /// The other side refused a payment.
+    #[error("{words}")]
+    NotSettled {
+        /// In words.
+        words: String,
+    },
     /// Our accounts cannot be opened.
     #[error("{0}")]
     Accounts(#[from] AccountsError),
@@ -323,9 +340,11 @@ impl Failure {
             Self::Sync { why: SyncError::Frozen { .. }, .. }
             | Self::NoLane { why: LaneRefused::NotNow(NotNow::Frozen), .. } => RefusalCode::Frozen.name(),
             Self::Sync { .. } | Self::NoLane { .. } => RefusalCode::SyncNeeded.name(),
+            Self::Settle { why: SettleError::Frozen { .. }, .. } => RefusalCode::Frozen.name(),
+            Self::Settle { .. } | Self::NotSettled { .. } => "not_settled",
             Self::Accounts(_) => "state",
             Self::Overclaimed { .. } => "overclaimed",
-            Self::Cancelled { .. } => "cancelled",
+            Self::Cancelled { .. } | Self::SettleStopped => "cancelled",
             Self::State(_) => "state",
             Self::Identity(_) => "identity",
             Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
@@ -353,6 +372,7 @@ impl Failure {
             | Self::NoCredit { .. }
             | Self::CreditReached { .. }
             | Self::TimeReached { .. }
+            | Self::SettleStopped
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
             Self::OtherVersion(version) if version.is_theirs() => Fault::Provider,
@@ -365,6 +385,11 @@ impl Failure {
             | Self::Equivocated { .. }
             | Self::Overclaimed { .. } => Fault::Provider,
             Self::Sync { why, .. } => why.fault(Fault::Provider),
+            Self::Settle { why, .. } => match why.fault(Fault::Provider) {
+                Fault::Local if !matches!(why, SettleError::Books(_)) => Fault::Renter,
+                fault => fault,
+            },
+            Self::NotSettled { .. } => Fault::Provider,
             Self::NoLane { .. } => Fault::Nobody,
             Self::State(_)
             | Self::Identity(_)
@@ -395,10 +420,11 @@ impl Failure {
             | Self::Ledger(_)
             | Self::Read(_)
             | Self::Append(_)
+            | Self::Settle { why: SettleError::Books(_), .. }
             | Self::Sync { why: SyncError::Books(_), .. } => 5,
             Self::New(NewError::Io { .. }) => 5,
             Self::New(_) => 2,
-            Self::Cancelled { .. } => 130,
+            Self::Cancelled { .. } | Self::SettleStopped => 130,
             _ => 1,
         }
     }
@@ -434,6 +460,14 @@ impl Failure {
             Self::TimeReached { .. } => {
                 "what came is yours and paid; ask for the rest, or raise --max-seconds of a component".into()
             }
+            Self::Sync { peer, why: SyncError::Frozen { .. } }
+            | Self::NoLane { peer, why: LaneRefused::NotNow(NotNow::Frozen) }
+            | Self::Refused { provider: peer, code: RefusalCode::Frozen, started: false, .. } => {
+                format!(
+                    "nothing was spent; potluck ledger proof {peer} shows why; choose another provider with \
+                     --provider"
+                )
+            }
             Self::NoCredit { provider, .. }
             | Self::Refused { provider, code: RefusalCode::CreditExhausted, started: false, .. } => {
                 format!("nothing was spent; {}", settle_first(provider))
@@ -460,16 +494,18 @@ impl Failure {
             Self::ProviderLost { .. } => {
                 "the answer so far is yours; only vouched time is owed; run it again".into()
             }
-            Self::Sync { peer, why: SyncError::Frozen { .. } }
-            | Self::NoLane { peer, why: LaneRefused::NotNow(NotNow::Frozen) }
-            | Self::Refused { provider: peer, code: RefusalCode::Frozen, started: false, .. } => {
-                format!(
-                    "nothing was spent; potluck ledger proof {peer} shows why; choose another provider with \
-                     --provider"
-                )
-            }
             Self::Sync { why, .. } => format!("nothing was spent; {}", why.advice()),
             Self::NoLane { .. } => "nothing was spent; run it again".into(),
+            Self::Settle { peer, why: SettleError::Frozen { .. } } => {
+                format!("potluck ledger proof {peer} shows why; what is owed stays owed")
+            }
+            Self::SettleStopped => {
+                "what was noted is proposed when the two next meet; the same verb shows how far it is".into()
+            }
+            Self::Settle { why, .. } => why.advice().into(),
+            Self::NotSettled { .. } => {
+                "speak with its owner, then enter the payment again under another reference".into()
+            }
             Self::Equivocated { peer, .. } => {
                 format!(
                     "the proof is kept and told to others (potluck ledger proof {peer}); nothing more is \
@@ -488,9 +524,7 @@ impl Failure {
             | Self::Ledger(_)
             | Self::Read(_)
             | Self::Append(_)
-            | Self::Io { .. } => {
-                "nothing more will be signed until this is mended".into()
-            }
+            | Self::Io { .. } => "nothing more will be signed until this is mended".into(),
             Self::Network(_) | Self::Internal { .. } => "nothing was spent".into(),
         }
     }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use potluck_node::net::Multiaddr;
+use potluck_protocol::id::PeerId;
+use potluck_protocol::limits::MAX_REFERENCE_BYTES;
 use potluck_protocol::unit::{NanoCredit, Rate};
 use potluck_sandbox::engine::DeviceChoice;
 use serde_json::json;
@@ -129,12 +131,13 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Show what peers owe
+    /// Show what peers owe, and say what they paid
     #[command(
         subcommand,
-        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5"
+        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5\n  \
+            potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\""
     )]
-    Ledger(LedgerVerb),
+    Ledger(AccountVerb),
     /// Fetch and list models
     #[command(subcommand, after_help = "Example:\n  potluckd models pull smollm2-135m")]
     Models(ModelsVerb),
@@ -177,6 +180,45 @@ pub struct RunArgs {
     #[arg(long)]
     pub unsafe_no_jail: bool,
     /// One JSON object a line on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be asked of the ledger, or told to it.
+#[derive(Debug, Subcommand)]
+pub enum AccountVerb {
+    /// Questions.
+    #[command(flatten)]
+    Look(LedgerVerb),
+    /// A renter paid you outside of Potluck (or, --deny, did not)
+    #[command(after_help = "Examples:\n  \
+        potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\"\n  \
+        potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\" --deny\n\n\
+        Answers what the renter said it paid; when it said nothing, it is credited.\n\
+        The same reference is the same payment: two payments need two references.\n\n\
+        Exit codes: 0 agreed, proposed, noted or denied, 1 refused or not running")]
+    Settle(SettleArgs),
+}
+
+/// Flags of `ledger settle`.
+#[derive(Debug, Args)]
+pub struct SettleArgs {
+    /// Who paid
+    #[arg(value_name = "PEER")]
+    pub peer: PeerId,
+    /// How much, in dollars
+    #[arg(long, value_name = "$", value_parser = parse_payment)]
+    pub amount: NanoCredit,
+    /// By what reference both of you know the payment
+    #[arg(long = "ref", value_name = "TEXT", value_parser = parse_reference)]
+    pub reference: String,
+    /// It did not arrive: the renter stays in debt
+    #[arg(long)]
+    pub deny: bool,
+    /// Whose.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// One JSON object on stdout
     #[arg(long)]
     pub json: bool,
 }
@@ -234,6 +276,16 @@ fn parse_amount(text: &str) -> Result<NanoCredit, String> {
     NanoCredit::from_dollars(text).map_err(|error| error.to_string())
 }
 
+fn parse_payment(text: &str) -> Result<NanoCredit, String> {
+    let amount = parse_amount(text)?;
+    if amount == NanoCredit::ZERO { Err("a payment is above zero".into()) } else { Ok(amount) }
+}
+
+fn parse_reference(text: &str) -> Result<String, String> {
+    let fits = (1..=MAX_REFERENCE_BYTES).contains(&text.len());
+    if fits { Ok(text.to_owned()) } else { Err(format!("expected 1 to {MAX_REFERENCE_BYTES} bytes")) }
+}
+
 fn parse_new_peer(text: &str) -> Result<u64, String> {
     text.parse()
         .ok()
@@ -283,7 +335,10 @@ impl Verb {
             | Self::SelfTest { json, .. }
             | Self::Pause { json, .. }
             | Self::Resume { json, .. }
-            | Self::Ledger(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
+            | Self::Ledger(
+                AccountVerb::Look(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
+                | AccountVerb::Settle(SettleArgs { json, .. }),
+            )
             | Self::Models(ModelsVerb::Pull { json, .. } | ModelsVerb::List { json }) => *json,
         }
     }
@@ -336,6 +391,8 @@ mod tests {
     #[test]
     fn the_command_line_is_sound_and_bad_values_are_usage_errors() {
         Cli::command().debug_assert();
+        assert!(parse_payment("0").is_err() && parse_payment("1.50").is_ok());
+        assert!(parse_reference("").is_err() && parse_reference(&"x".repeat(129)).is_err());
         for bad in [
             vec!["run", "--price", "cheap"],
             vec!["run", "--listen", "here"],
@@ -344,6 +401,7 @@ mod tests {
             vec!["run", "--credit-limit", "much"],
             vec!["run", "--new-peer-credit", "36001"],
             vec!["ledger", "receipts", "--limit", "0"],
+            vec!["ledger", "settle", "nobody", "--amount", "1", "--ref", "x"],
             vec!["pause", "--for", "soon"],
             vec![],
         ] {

@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use potluck_node::accounts::Accounts;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, ReadError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::offer::{GuestNeeds, Hardware, Offer};
+use potluck_protocol::pair::{LaneRefused, NotNow};
+use potluck_protocol::settle::Contract;
 use potluck_protocol::sign::{SignError, Signable, Signed, Verified};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse, Refusal};
 use potluck_sandbox::protection::EffectiveProtection;
@@ -33,6 +36,8 @@ pub struct DeskSetup {
     pub identity: Identity,
     /// Where promises are kept.
     pub ledger: Ledger,
+    /// What they mean between us and each peer.
+    pub accounts: Accounts,
     /// What the owner asks.
     pub prices: PriceList,
     /// What the owner allows.
@@ -95,6 +100,12 @@ impl Desk {
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.setup.ledger
+    }
+
+    /// What they mean between us and each peer.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.setup.accounts
     }
 
     /// The models and their workers.
@@ -295,10 +306,19 @@ impl Desk {
         if ledger.has_lane(&verified.contract().lane).map_err(unreadable)? {
             return Err(Refusal::new(RefusalCode::Replayed, "this job was sent before"));
         }
+        self.may_open(verified.contract())?;
         lock(&self.quotes).redeem(&verified.signed_quote().digest(), Instant::now()).map_err(quote_gone)?;
         let admitted = self.admit(verified, self.known(renter)?)?;
         let place = Place { desk: Arc::clone(self), ticket: admitted.ticket() };
         Ok((admitted, place))
+    }
+
+    /// May this contract be accepted now? The two ledgers must hold the same, and nobody be convicted.
+    ///
+    /// # Errors
+    /// What to tell the renter.
+    pub fn may_open(&self, contract: &Contract) -> Result<(), Refusal> {
+        self.setup.accounts.may_open(contract).map_err(|why| Refusal::new(code_of(why), why.to_string()))
     }
 
     /// The gate is asked with the book locked: a job is either refused, or seen by whoever closed the
@@ -315,6 +335,15 @@ impl Desk {
 fn unreadable(error: ReadError) -> Refusal {
     tracing::error!(%error, "the ledger cannot be read");
     Refusal::new(RefusalCode::LedgerFailed, "the provider's ledger cannot be read")
+}
+
+fn code_of(why: LaneRefused) -> RefusalCode {
+    match why {
+        LaneRefused::NotNow(NotNow::SyncNeeded) | LaneRefused::WrongEpoch { .. } => RefusalCode::SyncNeeded,
+        LaneRefused::NotNow(NotNow::Frozen) => RefusalCode::Frozen,
+        LaneRefused::OtherPair => RefusalCode::QuoteMismatch,
+        LaneRefused::BelowFloor => RefusalCode::Expired,
+    }
 }
 
 fn quote_gone(gone: QuoteGone) -> Refusal {

@@ -104,7 +104,7 @@ impl SignedJob {
             return Err(NotVerified::Limit { what: "job length" });
         }
         let lane = self.contract.body.lane;
-        if lane.renter != between.renter || lane.provider != between.provider || lane.epoch != 0 {
+        if lane.renter != between.renter || lane.provider != between.provider {
             return Err(NotVerified::WrongParties);
         }
         self.quote.body.check(between.provider, between.renter, between.now)?;

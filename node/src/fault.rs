@@ -160,8 +160,41 @@ points! {
 static ARMED: AtomicBool = AtomicBool::new(false);
 static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
+points! {
+    /// What either side passes when the two compare ledgers and end what was left open.
+    PAIR_POINTS:
+    /// A question is ready, and not sent.
+    PAIR_QUESTION_READY = "pair.question.ready",
+    /// The answer came, and nothing of it is taken in.
+    PAIR_ANSWER_RECEIVED = "pair.answer.received",
+    /// A question came, and nothing is done about it.
+    PAIR_QUESTION_RECEIVED = "pair.question.received",
+    /// What a question calls for is durable; the answer is not sent.
+    PAIR_ANSWER_READY = "pair.answer.ready",
+    /// The answer is handed to the network.
+    PAIR_ANSWER_SENT = "pair.answer.sent",
+    /// Statements of the other side are judged worth keeping, and not kept.
+    PAIR_PAGE_JUDGED = "pair.page.judged",
+    /// Statements of the other side are durable.
+    PAIR_PAGE_KEPT = "pair.page.kept",
+    /// Our end of a lane, or our step of the balance, is signed, and not kept.
+    PAIR_WORD_SIGNED = "pair.word.signed",
+    /// Our end of a lane, or our step of the balance, is durable, and not sent.
+    PAIR_WORD_KEPT = "pair.word.kept",
+}
+
+points! {
+    /// What only a provider passes there: a voucher that comes after its job.
+    PAID_LATE_POINTS:
+    /// A late voucher's receipt is signed, and neither is kept.
+    LATE_RECEIPT_SIGNED = "pair.receipt.signed",
+    /// A late voucher and its receipt are durable; the receipt is not sent.
+    LATE_RECEIPT_KEPT = "pair.receipt.kept",
+}
+
 /// Every point, by whose it is.
-const ALL: [&[Point]; 3] = [LEDGER_POINTS, PROVIDER_POINTS, RENTER_POINTS];
+const ALL: [&[Point]; 5] =
+    [LEDGER_POINTS, PROVIDER_POINTS, RENTER_POINTS, PAIR_POINTS, PAID_LATE_POINTS];
 
 /// Which point, and how many passes it still survives.
 #[derive(Debug)]

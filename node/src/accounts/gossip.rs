@@ -65,7 +65,10 @@ impl News {
 
 impl Accounts {
     /// Takes a proof in: when it holds and is news, it is kept, which freezes the account, and passed on.
-    pub(super) async fn hear(&self, proof: Equivocation) -> Result<(), BooksError> {
+    ///
+    /// # Errors
+    /// When our own ledger cannot be used.
+    pub async fn hear(&self, proof: Equivocation) -> Result<(), BooksError> {
         let signer = proof.first.signer();
         let known = self.inner.ledger.proof_against(signer)?.is_some();
         let Ok(conviction) = (if known { return Ok(()) } else { proof.verify() }) else {
