@@ -266,6 +266,7 @@ impl MeteredRun {
             lane: self.lane_id(),
             reason: ending.reason,
             run: self.lane.paid().total(),
+            worked: self.clock.usage(Instant::now()).total(),
             amount: self.lane.amount(),
             completion_tokens: self.chain.tokens(),
             why: ending.refusal.as_ref().map(|refusal| refusal.reason.clone()),
@@ -312,6 +313,8 @@ pub struct Closed {
     pub reason: CloseReason,
     /// Time paid for.
     pub run: GpuMillis,
+    /// Time worked, paid for or not.
+    pub worked: GpuMillis,
     /// What is owed for it.
     pub amount: NanoCredit,
     /// Tokens written.

@@ -193,8 +193,7 @@ points! {
 }
 
 /// Every point, by whose it is.
-const ALL: [&[Point]; 5] =
-    [LEDGER_POINTS, PROVIDER_POINTS, RENTER_POINTS, PAIR_POINTS, PAID_LATE_POINTS];
+const ALL: [&[Point]; 5] = [LEDGER_POINTS, PROVIDER_POINTS, RENTER_POINTS, PAIR_POINTS, PAID_LATE_POINTS];
 
 /// Which point, and how many passes it still survives.
 #[derive(Debug)]
