@@ -1,9 +1,10 @@
 //! Peers that break the rules: what they say is refused, bounded, or convicts them.
 
+use potluck_protocol::balance::PairId;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::proof::Equivocation;
 use potluck_protocol::settle::Voucher;
-use potluck_protocol::sync::{Heads, LaneHead, StepHead};
+use potluck_protocol::sync::{Heads, LaneHead};
 
 use super::*;
 
@@ -141,27 +142,29 @@ async fn a_flood_is_refused_and_others_are_served() {
     flooder.sync(&provider).await.unwrap();
 }
 
-/// A peer that answers what a test makes up.
+/// A peer that answers what a test makes up, given who asks and who it is itself.
 async fn liar(
     at: &Side,
-    mut lie: impl FnMut(PairRequest) -> PairResponse + Send + 'static,
+    mut lie: impl FnMut(PairId, PairRequest) -> PairResponse + Send + 'static,
 ) -> (Home, Network) {
     let home = Home::new();
     let (network, mut inbound, state) =
         home.open_network(Role::Provider, &at.network.listeners().await).await;
+    let pair = PairId::of(at.peer(), network.local_peer()).unwrap();
     tokio::spawn(async move {
         let _held = state;
         while let Some(question) = inbound.pairs.recv().await {
             let request = wire::decode_bounded(&question.bytes).unwrap();
-            let answer = wire::encode(&lie(request)).unwrap();
+            let answer = wire::encode(&lie(pair, request)).unwrap();
             let _gone = question.answer(answer);
         }
     });
     (home, network)
 }
 
+/// Syncs with a peer that answers with `lie`: it must end as `wanted`, and nothing may be kept.
 async fn sync_with_liar(
-    lie: impl FnMut(PairRequest) -> PairResponse + Send + 'static,
+    lie: impl FnMut(PairId, PairRequest) -> PairResponse + Send + 'static,
     wanted: impl FnOnce(&SyncError) -> bool,
 ) {
     let home = Home::new();
@@ -173,29 +176,32 @@ async fn sync_with_liar(
     assert!(honest.ledger.peers().unwrap().is_empty());
 }
 
+const OTHER: Digest = Digest::from_bytes([7; 32]);
+
 fn nothing() -> PairResponse {
     PairResponse::Statements { statements: Vec::new(), more: false }
 }
 
-fn a_lane(number: u64) -> LaneId {
-    let [renter, provider] = [1, 2].map(|seed| SigningKey::from_seed([seed; 32]).peer());
-    LaneId { renter, provider, epoch: 0, lane: number }
+fn off_script(error: &SyncError) -> bool {
+    matches!(error, SyncError::OffScript { .. })
+}
+
+fn head_of(pair: PairId, number: u64) -> LaneHead {
+    let lane = LaneId { renter: pair.low(), provider: pair.high(), epoch: 0, lane: number };
+    LaneHead { contract: true, accept: true, ..LaneHead::nothing(lane) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_another_kind_ends_the_sync() {
-    let off_script = |error: &SyncError| matches!(error, SyncError::OffScript { .. });
-    sync_with_liar(|_| nothing(), off_script).await;
-    sync_with_liar(|_| PairResponse::Noted, off_script).await;
-    let other = Digest::from_bytes([7; 32]);
-    sync_with_liar(move |_| PairResponse::Same { heads: other }, off_script).await;
+    sync_with_liar(|_, _| nothing(), off_script).await;
+    sync_with_liar(|_, _| PairResponse::Noted, off_script).await;
+    sync_with_liar(|_, _| PairResponse::Same { heads: OTHER }, off_script).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_never_holds_the_same_is_given_up() {
-    let other = Digest::from_bytes([7; 32]);
-    let lie = move |request| match request {
-        PairRequest::Same { .. } => PairResponse::Same { heads: other },
+    let lie = |_, request| match request {
+        PairRequest::Same { .. } => PairResponse::Same { heads: OTHER },
         PairRequest::Heads(heads) => PairResponse::Heads(heads),
         _ => nothing(),
     };
@@ -203,41 +209,45 @@ async fn who_never_holds_the_same_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heads_of_another_page_and_pages_without_end_are_given_up() {
-    let other = Digest::from_bytes([7; 32]);
-    let step = || StepHead { epoch: 0, used: 0, agreed: other, open: Vec::new() };
-    let elsewhere = move |request| match request {
-        PairRequest::Same { .. } => PairResponse::Same { heads: other },
-        PairRequest::Heads(_) => PairResponse::Heads(Box::new(Heads {
-            step: step(),
-            after: Some(a_lane(1)),
-            lanes: vec![LaneHead::nothing(a_lane(2))],
-            whole: false,
-        })),
+async fn heads_of_another_page_end_the_sync() {
+    let lie = |pair, request| match request {
+        PairRequest::Same { .. } => PairResponse::Same { heads: OTHER },
+        PairRequest::Heads(ours) => {
+            let (after, lanes) = (Some(head_of(pair, 1).lane), vec![head_of(pair, 2)]);
+            PairResponse::Heads(Box::new(Heads { after, lanes, whole: false, ..*ours }))
+        }
         _ => nothing(),
     };
-    sync_with_liar(elsewhere, |error| matches!(error, SyncError::OffScript { .. })).await;
+    sync_with_liar(lie, off_script).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_that_leads_nowhere_is_given_up() {
+async fn pages_without_end_are_given_up() {
+    let lie = |pair, request| match request {
+        PairRequest::Same { .. } => PairResponse::Same { heads: OTHER },
+        PairRequest::Heads(ours) => {
+            let next = ours.after.map_or(1, |after| after.lane + 1);
+            let lanes = vec![head_of(pair, next)];
+            PairResponse::Heads(Box::new(Heads { lanes, whole: false, ..*ours }))
+        }
+        _ => nothing(),
+    };
     let home = Home::new();
     let honest = home.open(Role::Provider, &[]).await;
-    let me = honest.peer();
-    let lie = move |request| match request {
-        PairRequest::Same { .. } => PairResponse::Same { heads: Digest::from_bytes([7; 32]) },
-        PairRequest::Heads(ours) => {
-            let by = SigningKey::from_seed([1; 32]).peer();
-            let lane = LaneId { renter: by, provider: me, epoch: 0, lane: 1 };
-            PairResponse::Heads(Box::new(Heads {
-                lanes: vec![LaneHead { contract: true, ..LaneHead::nothing(lane) }],
-                ..*ours
-            }))
-        }
-        _ => PairResponse::Statements { statements: Vec::new(), more: true },
-    };
     let (_home, network) = liar(&honest, lie).await;
-    // The lane is not of this pair: nothing is fetched, and the two never come to hold the same.
-    let error = honest.accounts.sync(network.local_peer(), SOON).await.unwrap_err();
-    assert!(matches!(error, SyncError::Unequal { .. }), "{error}");
+    let error = honest.accounts.sync(network.local_peer(), Duration::from_millis(500)).await.unwrap_err();
+    assert!(matches!(error, SyncError::TimedOut { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_leads_nowhere_ends_the_sync() {
+    let lie = |pair, request| match request {
+        PairRequest::Same { .. } => PairResponse::Same { heads: OTHER },
+        PairRequest::Heads(ours) => {
+            PairResponse::Heads(Box::new(Heads { lanes: vec![head_of(pair, 1)], ..*ours }))
+        }
+        PairRequest::Fetch(_) => PairResponse::Statements { statements: Vec::new(), more: true },
+        _ => nothing(),
+    };
+    sync_with_liar(lie, off_script).await;
 }
