@@ -120,7 +120,7 @@ pub async fn quotes(network: &Network, wanted: &Wanted, only: Option<PeerId>) ->
 pub async fn again(network: &Network, wanted: &Wanted, provider: PeerId) -> Option<Candidate> {
     match ask(network, provider, wanted).await? {
         Answer::Quote(candidate) => Some(*candidate),
-        Answer::Refused(_) => None,
+        Answer::Refused(_) | Answer::OtherVersion(_) => None,
     }
 }
 

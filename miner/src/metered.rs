@@ -283,6 +283,11 @@ impl MeteredRun {
             result: self.chain.head(),
             at: wall_now(),
         };
+        let unpaid = self.lane.is_unpaid();
+        if unpaid {
+            // Before the renter hears of the end, and comes back at once.
+            self.desk.accounts().parted(closed.lane.renter);
+        }
         let mut whole = false;
         match self.desk.sign(body) {
             Ok(close) => {
@@ -292,7 +297,7 @@ impl MeteredRun {
                 }
                 fault::point(fault::PROVIDER_CLOSE_KEPT);
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
-                whole = wire.finish(&frame).await && !self.lane.is_unpaid();
+                whole = wire.finish(&frame).await;
                 fault::point(fault::PROVIDER_CLOSE_SENT);
             }
             Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
