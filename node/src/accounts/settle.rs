@@ -174,7 +174,7 @@ impl Accounts {
         let carried = timeout_at(deadline, self.carry_out(&account, &wish)).await;
         match carried {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.how_far(&wish)),
+            Err(_) => Ok(self.how_far(&account, &wish).await?),
         }
     }
 
@@ -224,13 +224,21 @@ impl Accounts {
         }
     }
 
-    /// How far a wish is that is not decided.
-    fn how_far(&self, wish: &SettleWish) -> SettleOutcome {
+    /// How far a wish is when the time is over: our answer to the peer's proposal is good once it is durable,
+    /// also while the peer cannot be told.
+    async fn how_far(&self, account: &Account, wish: &SettleWish) -> Result<SettleOutcome, BooksError> {
         let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
-        match held.iter().find(|held| held.wish == *wish) {
-            Some(held) if held.step.is_some() => SettleOutcome::Proposed,
-            _ => SettleOutcome::Noted { why: "another balance waits for an answer first".to_owned() },
-        }
+        let step = held.iter().find(|held| held.wish == *wish).and_then(|held| held.step);
+        let Some(step) = step else {
+            let why = "another balance waits for an answer first".to_owned();
+            return Ok(SettleOutcome::Noted { why });
+        };
+        Ok(match self.books(account).await.fate(&wish.payment(self.me()), step)? {
+            Fate::Agreed => SettleOutcome::Agreed,
+            Fate::Denied => SettleOutcome::Denied,
+            Fate::Refused(reason) => SettleOutcome::Refused { reason },
+            Fate::Waits | Fate::Void => SettleOutcome::Proposed,
+        })
     }
 
     /// Goes on with every wish about the account's peer, as far as that goes now. The turn is held.

@@ -143,19 +143,21 @@ async fn payments_count_when_their_receiver_says_so() {
 
     // A payment that did not arrive: refused, and the debt stays.
     let lie = ["--amount", "0.00003", "--ref", "cash 2"];
-    let flags = [&[peer.as_str()], &lie[..], &["--wait", "0"]].concat();
-    let (code, answer) = settled(&renter, &flags).await;
-    assert_eq!((code, answer["state"].as_str()), (Some(0), Some("proposed")), "{answer}");
+    let mut lying = renter.settle(&[&[peer.as_str()], &lie[..], &["--wait", "60"]].concat()).unwrap();
+    until_claimed(&state, "cash 2").await;
     let (code, answer) = ledgers::settle(&state, &[&[us], &lie[..], &["--deny"]].concat()).await.unwrap();
     assert_eq!((code, answer["state"].as_str()), (Some(0), Some("denied")), "{answer}");
-    let (code, answer) = settled(&renter, &flags).await;
-    assert_eq!((code, answer["code"].as_str()), (Some(1), Some("not_settled")), "{answer}");
+    let answer = lying.next_event(JOB).await.unwrap().unwrap();
+    assert_eq!((answer["code"].as_str(), answer["fault"].as_str()), (Some("not_settled"), Some("provider")));
+    assert_eq!(lying.exit(JOB).await.unwrap().code(), Some(1));
     assert_both(&renter, &state, i64::try_from(owed).unwrap() - 20_000).await;
 
     // The owner enters a payment of which the renter said nothing; when the two next meet it counts.
     let gift = ["--amount", "0.00001", "--ref", "cash 3"];
     let (code, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
-    assert_eq!((code, answer["state"].as_str()), (Some(0), Some("noted")), "{answer}");
+    // Proposed, when the daemon has not noticed yet that the renter left.
+    let waits = ["noted", "proposed"].map(|state| answer["state"] == state);
+    assert!(code == Some(0) && waits.contains(&true), "{answer}");
     let amount = number(small_job(&renter).await.event("settled"), "amount_nanocredits");
     let (_, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
     assert_eq!(answer["state"], "agreed", "{answer}");
@@ -179,12 +181,6 @@ async fn until_claimed(state: &Path, reference: &str) {
         }
     }
     panic!("the provider never heard of `{reference}`");
-}
-
-async fn settled(renter: &Renter, flags: &[&str]) -> (Option<i32>, Value) {
-    let mut process = renter.settle(flags).unwrap();
-    let answer = process.next_event(JOB).await.unwrap().unwrap_or_default();
-    (process.exit(JOB).await.unwrap().code(), answer)
 }
 
 /// Both say that the renter owes `owed` (less than nothing: it has prepaid).
