@@ -163,6 +163,10 @@ impl Accounts {
     /// When it is not even noted; see [`SettleError`]. That the peer cannot be met is no error.
     pub async fn settle(&self, wish: SettleWish) -> Result<SettleOutcome, SettleError> {
         let account = self.check_wish(&wish)?;
+        if !wish.deny && self.books(&account).await.was_agreed(&wish.payment(self.me()))? {
+            self.inner.wishes.change(|wishes| wishes.done(&wish))?;
+            return Ok(SettleOutcome::Agreed);
+        }
         self.inner.outcomes.take(&wish);
         self.inner.wishes.change(|wishes| wishes.add(wish.clone(), self.me()))??;
         if !account.state().synced
@@ -290,17 +294,6 @@ fn is_proposed(book: &PairBook, peer: PeerId, payment: &Settle) -> bool {
     state.body().by == peer && state.body().settle.as_ref() == Some(payment)
 }
 
-/// The payment that the last agreed balance took in.
-fn last_payment(book: &PairBook) -> Option<Settle> {
-    let head = book.head();
-    book.statements().into_iter().find_map(|statement| match statement {
-        Statement::State(state) if (state.body.epoch, state.body.n) == (head.epoch, head.n) => {
-            state.body.settle
-        }
-        _ => None,
-    })
-}
-
 impl Books<'_> {
     async fn next_move(&self, wish: &SettleWish) -> Result<Move, BooksError> {
         let (peer, payment, wishes) = (self.peer(), wish.payment(self.me()), &self.accounts.inner.wishes);
@@ -318,7 +311,7 @@ impl Books<'_> {
             }
         }
         let book = self.book()?;
-        if !wish.deny && last_payment(&book).as_ref() == Some(&payment) {
+        if !wish.deny && self.was_agreed(&payment)? {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
         let said = match is_proposed(&book, peer, &payment) {
@@ -328,6 +321,20 @@ impl Books<'_> {
             false => self.propose(Some(payment)).await?,
         };
         Ok(said.map_or(Move::Wait, Move::Say))
+    }
+
+    /// Did an agreed balance take this payment in? Looks through all of them, newest first: the owner speaks
+    /// seldom, and a payment must not count twice.
+    fn was_agreed(&self, payment: &Settle) -> Result<bool, BooksError> {
+        let head = self.book()?.head();
+        for n in (1..=head.n).rev() {
+            for epoch in (0..=head.epoch).rev() {
+                if self.fate(payment, Step { epoch, n })? == Fate::Agreed {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn fate(&self, payment: &Settle, step: Step) -> Result<Fate, BooksError> {
