@@ -20,6 +20,7 @@ mod nobody;
 mod offers;
 mod owner_stops;
 mod owner_yields;
+mod stalled_reader;
 mod stranger;
 mod strangers;
 
