@@ -12,6 +12,7 @@ use crate::command::ledger::{self, LedgerCommand};
 use crate::command::new::{self, NewArgs};
 use crate::command::run::{self, RunArgs};
 use crate::command::search::{self, SearchCommand};
+use crate::command::settle::{self, AccountCommand};
 use crate::error::Failure;
 use crate::output::{Printer, eprintln_prose};
 
@@ -41,9 +42,9 @@ enum Command {
     /// Who offers what, at what price
     #[command(subcommand)]
     Search(SearchCommand),
-    /// What is owed to whom, and for what
+    /// What is owed to whom and for what, and what was paid
     #[command(subcommand)]
-    Ledger(LedgerCommand),
+    Ledger(AccountCommand),
 }
 
 /// The whole program.
@@ -71,7 +72,12 @@ pub fn main() -> ExitCode {
             let result = block_on(search::run(&args, &printer));
             (printer, result)
         }
-        Command::Ledger(command) => {
+        Command::Ledger(AccountCommand::Settle(args)) => {
+            let mut printer = Printer::new(args.json, false);
+            let result = block_on(settle::run(&args, &mut printer));
+            (printer, result)
+        }
+        Command::Ledger(AccountCommand::Look(command)) => {
             let (LedgerCommand::Balance(args) | LedgerCommand::Receipts(args)) = &command;
             (Printer::new(args.json, false), ledger::run(&command))
         }

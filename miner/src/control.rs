@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use potluck_node::accounts::SettleWish;
+use potluck_node::accounts::report::settlement;
 use potluck_node::ledger::report;
 use potluck_node::net::Network;
+use potluck_protocol::id::PeerId;
+use potluck_protocol::unit::NanoCredit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::wall_now;
 use crate::desk::Desk;
 use crate::error::CommandError;
 use crate::owner::Haste;
@@ -35,13 +40,14 @@ const MAX_QUESTION_BYTES: u64 = 1_024;
 const MAX_ANSWER_BYTES: u64 = 8 << 20;
 /// One question and its answer take no longer.
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(5);
-/// The same for a pause (jobs settle) and a resume (models are loaded), whose own waits are shorter.
+/// The same for a pause (jobs settle), a resume (models are loaded) and a settlement (the renter is asked),
+/// whose own waits are shorter.
 const CHANGE_WITHIN: Duration = Duration::from_secs(45);
 /// Questions at once.
 const MAX_ASKERS: usize = 8;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
     /// How it goes.
@@ -62,13 +68,24 @@ pub enum Question {
     },
     /// Lend the machine again.
     Resume,
+    /// A renter paid outside of Potluck, or did not.
+    Settle {
+        /// Who.
+        peer: PeerId,
+        /// How much.
+        amount: NanoCredit,
+        /// By what reference both sides know the payment.
+        reference: String,
+        /// It did not arrive.
+        deny: bool,
+    },
 }
 
 impl Question {
-    fn within(self) -> Duration {
+    fn within(&self) -> Duration {
         match self {
             Self::Status | Self::Balance | Self::Receipts { .. } => EXCHANGE_WITHIN,
-            Self::Pause { .. } | Self::Resume => CHANGE_WITHIN,
+            Self::Pause { .. } | Self::Resume | Self::Settle { .. } => CHANGE_WITHIN,
         }
     }
 }
@@ -165,8 +182,25 @@ async fn answer(question: Question, asked: &Asked, started: Instant) -> Value {
             Ok(json!(pausing.pause(haste, for_ms.map(Duration::from_millis)).await))
         }
         Question::Resume => Ok(json!(pausing.resume().await)),
+        Question::Settle { peer, amount, reference, deny } => {
+            let wish = SettleWish { peer, we_paid: false, amount, reference, deny };
+            return settle(desk, wish).await;
+        }
     };
     answer.unwrap_or_else(|error| json!({"error": error.to_string()}))
+}
+
+async fn settle(desk: &Desk, wish: SettleWish) -> Value {
+    let settled = match desk.accounts().settle(wish.clone()).await {
+        Ok(outcome) => desk
+            .ledger()
+            .standing(wish.peer, wall_now())
+            .map(|standing| settlement(&wish, &outcome, standing.balance))
+            .map_err(|error| error.to_string()),
+        Err(error) => Err(format!("{error}; {}", error.advice())),
+    };
+    // What the owner got wrong is no fault of the daemon: it is shown as the verb's own error.
+    settled.unwrap_or_else(|why| json!({"refused": why}))
 }
 
 async fn write_line(writer: &mut (impl tokio::io::AsyncWrite + Unpin), value: &Value) -> std::io::Result<()> {
@@ -188,7 +222,7 @@ pub fn ask(state_dir: &Path, question: Question) -> Result<Option<Value>, Comman
         }
         Err(error) => return Err(no_answer(error)),
     };
-    let line = ask_on(stream, question).map_err(no_answer)?;
+    let line = ask_on(stream, &question).map_err(no_answer)?;
     let answer: Value = serde_json::from_str(&line).map_err(no_answer)?;
     match answer.get("error").and_then(Value::as_str) {
         Some(why) => Err(no_answer(why)),
@@ -196,10 +230,10 @@ pub fn ask(state_dir: &Path, question: Question) -> Result<Option<Value>, Comman
     }
 }
 
-fn ask_on(mut stream: StdUnixStream, question: Question) -> std::io::Result<String> {
+fn ask_on(mut stream: StdUnixStream, question: &Question) -> std::io::Result<String> {
     stream.set_read_timeout(Some(EXCHANGE_WITHIN + question.within()))?;
     stream.set_write_timeout(Some(EXCHANGE_WITHIN))?;
-    let mut text = serde_json::to_string(&question)?;
+    let mut text = serde_json::to_string(question)?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
     let mut line = String::new();

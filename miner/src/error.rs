@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use potluck_node::accounts::AccountsError;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{LedgerError, ReadError};
 use potluck_node::net::StartError;
@@ -51,6 +52,9 @@ pub enum CommandError {
     /// The ledger cannot be read. Fault: local.
     #[error(transparent)]
     LedgerRead(#[from] ReadError),
+    /// The accounts cannot be opened. Fault: local.
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
     /// A model cannot be served. Fault: local.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -110,6 +114,12 @@ pub enum CommandError {
         /// The folder.
         state_dir: PathBuf,
     },
+    /// The running potluckd says no to what the owner said.
+    #[error("{why}")]
+    NotSettled {
+        /// In words.
+        why: String,
+    },
     /// The running potluckd does not answer as it should.
     #[error("the running potluckd does not answer: {why}")]
     Control {
@@ -141,6 +151,7 @@ impl CommandError {
             | Self::Identity(_)
             | Self::Ledger(_)
             | Self::LedgerRead(_)
+            | Self::Accounts(_)
             | Self::Network(_)
             | Self::System { .. } => 5,
             Self::Cpu(_)
@@ -154,6 +165,7 @@ impl CommandError {
             | Self::Unfit { .. }
             | Self::SelfTest { .. }
             | Self::NotRunning { .. }
+            | Self::NotSettled { .. }
             | Self::NotFreed
             | Self::Control { .. } => 1,
         }
@@ -165,7 +177,11 @@ impl CommandError {
         match self {
             Self::Config(_) | Self::ConfigExists { .. } | Self::Telemetry(_) => "config",
             Self::Cpu(_) => "cpu",
-            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::LedgerRead(_) => "state",
+            Self::State(_)
+            | Self::Identity(_)
+            | Self::Ledger(_)
+            | Self::LedgerRead(_)
+            | Self::Accounts(_) => "state",
             Self::Model(_) | Self::Pull(_) => "model",
             Self::Network(_) => "network",
             Self::Worker { .. } | Self::NoWorkerProgram { .. } | Self::Guests(_) => "worker",
@@ -174,6 +190,7 @@ impl CommandError {
             Self::Unfit { .. } => "unfit",
             Self::SelfTest { .. } => "self_test",
             Self::NotRunning { .. } => "not_running",
+            Self::NotSettled { .. } => "not_settled",
             Self::NotFreed => "not_freed",
             Self::Control { .. } => "control",
             Self::System { .. } => "system",

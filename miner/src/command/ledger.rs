@@ -20,9 +20,9 @@ pub(super) fn run(verb: LedgerVerb) -> Result<(), CommandError> {
         LedgerVerb::Balance { state, json } => (state.dir(), json, Question::Balance),
         LedgerVerb::Receipts { state, limit, json } => (state.dir(), json, Question::Receipts { limit }),
     };
-    let answer = match ask(&dir, question)? {
+    let answer = match ask(&dir, question.clone())? {
         Some(answer) => answer,
-        None => read(&dir, question)?,
+        None => read(&dir, question.clone())?,
     };
     if json && matches!(question, Question::Receipts { .. }) {
         receipts(&answer).iter().for_each(|receipt| print_line(&receipt.to_string()));

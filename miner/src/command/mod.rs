@@ -9,11 +9,12 @@ mod models;
 mod pause;
 mod run;
 mod self_test;
+mod settle;
 mod status;
 
 use std::io::Write as _;
 
-use crate::cli::Verb;
+use crate::cli::{AccountVerb, Verb};
 use crate::error::CommandError;
 
 /// Does what the command line says.
@@ -29,7 +30,8 @@ pub(crate) fn run(verb: Verb) -> Result<(), CommandError> {
         Verb::Doctor { state, json } => doctor::run(&state.dir(), json),
         Verb::SelfTest { gpu, require, json } => self_test::run(gpu, require, json),
         Verb::Status { state, json } => status::run(&state.dir(), json),
-        Verb::Ledger(verb) => ledger::run(verb),
+        Verb::Ledger(AccountVerb::Look(verb)) => ledger::run(verb),
+        Verb::Ledger(AccountVerb::Settle(args)) => settle::run(args),
         Verb::Models(verb) => models::run(verb),
     }
 }

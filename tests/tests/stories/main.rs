@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking")]
 
+mod accounts;
 mod answer;
 mod bad_models;
 mod cancelled;
