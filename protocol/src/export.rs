@@ -502,11 +502,10 @@ impl Reader {
     pub fn finish(&self) -> Result<(), ExportError> {
         let fed = length(self.buffer.len().saturating_sub(self.done));
         let at = self.at.saturating_add(fed);
-        match (self.sealed, self.header.is_some()) {
+        match (self.sealed, self.at) {
             (true, _) => Ok(()),
-            (false, true) => Err(ExportError::CutOff { at }),
-            (false, false) if self.rest().starts_with(&MAGIC) => Err(ExportError::CutOff { at }),
-            (false, false) => Err(ExportError::NotAnExport),
+            (false, 0) => Err(ExportError::NotAnExport),
+            (false, _) => Err(ExportError::CutOff { at }),
         }
     }
 
@@ -562,9 +561,9 @@ impl Reader {
     fn place(&mut self, At { entry, byte: at }: At, it: &Entry) -> Result<(), ExportError> {
         let Some(Header { owner, peer, .. }) = self.header else { return Err(ExportError::NotAnExport) };
         let belongs = match it {
-            Entry::Statement(it) => it
-                .pair()
-                .is_some_and(|pair| pair.has(owner) && peer.is_none_or(|peer| pair.other(owner) == Some(peer))),
+            Entry::Statement(it) => it.pair().is_some_and(|pair| {
+                pair.has(owner) && peer.is_none_or(|peer| pair.other(owner) == Some(peer))
+            }),
             Entry::Proof(it) => peer.is_none_or(|peer| [owner, peer].contains(&it.first.signer())),
         };
         if !belongs {

@@ -9,11 +9,9 @@ use super::audit::{Broken, Faults};
 use super::{At, ExportError};
 use crate::balance::{Fold, Folded, PairId, PairState};
 use crate::id::{Digest, PeerId};
+use crate::limits::MAX_AGREED_STATES;
 use crate::statement::{Proven, Slot, Statement};
 use crate::unit::{NanoCredit, UnixMillis};
-
-/// Agreed balances of two peers that an audit holds: one an hour for thirty years.
-pub const MAX_AGREED: usize = 262_144;
 
 /// A balance that both signed.
 #[derive(Debug)]
@@ -129,7 +127,9 @@ impl StepAudit {
         self.step.spent.push((signer, commitment));
         match (statement, statement.slot()) {
             (Statement::State(it), _) => self.step.states.push((at, proven.digest, it.body.clone())),
-            (Statement::Countersign(it), Some(slot)) => self.countersigned(at, slot, it.body.state, faults)?,
+            (Statement::Countersign(it), Some(slot)) => {
+                self.countersigned(at, slot, it.body.state, faults)?
+            }
             _ => {}
         }
         Ok(())
@@ -142,15 +142,19 @@ impl StepAudit {
         state: Digest,
         faults: &mut Faults,
     ) -> Result<(), ExportError> {
-        let found = self.step.states.iter().position(|(_, digest, body)| {
-            *digest == state && self.pair.other(body.by) == Some(slot.signer)
-        });
+        let found =
+            self.step.states.iter().position(|(_, digest, body)| {
+                *digest == state && self.pair.other(body.by) == Some(slot.signer)
+            });
         let Some(found) = found else {
             faults.add(at, Some(slot), Broken::NoState);
             return Ok(());
         };
-        if self.agreed.len() >= MAX_AGREED {
-            return Err(ExportError::TooMany { what: "agreed balances of two peers", most: MAX_AGREED });
+        if self.agreed.len() >= MAX_AGREED_STATES {
+            return Err(ExportError::TooMany {
+                what: "agreed balances of two peers",
+                most: MAX_AGREED_STATES,
+            });
         }
         let (at, digest, body) = self.step.states.swap_remove(found);
         self.agree(at, Slot { signer: body.by, ..slot }, digest, &body, faults);
@@ -160,7 +164,8 @@ impl StepAudit {
     fn agree(&mut self, at: At, slot: Slot, digest: Digest, body: &PairState, faults: &mut Faults) {
         let last = self.agreed.last().map(|last| (last.digest, last.balance));
         let first = (self.pair.genesis(), 0);
-        let before = if body.previous == last.unwrap_or(first).0 { Some(last.unwrap_or(first).1) } else { None };
+        let before =
+            if body.previous == last.unwrap_or(first).0 { Some(last.unwrap_or(first).1) } else { None };
         let forks = body.previous == first.0 || Some(body.previous) == self.rested_on;
         if before.is_none() && last.is_some() && forks {
             faults.add(at, Some(slot), Broken::Previous);
