@@ -6,7 +6,7 @@
 //! `verify`. `SPEC.md` (Export files) says the same in prose.
 //!
 //! ```text
-//! magic │ header │ proofs, by signer │ pair by pair: its steps, then its lanes │ seal, signed
+//! magic │ header │ proofs, by signer │ pair by pair: quotes, steps, lanes │ seal, signed
 //!         each frame: u32 length, payload, the first 8 bytes of the chain up to here
 //! ```
 //!
@@ -118,18 +118,19 @@ pub enum Rank {
 /// Where a statement stands among its pair's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// The balance first: by epoch, step, kind (0 raise, 1 state, 2 countersignature, 3 cancel) and
+    /// What providers promised, by digest.
+    Quote(Digest),
+    /// The balance: by epoch, step, kind (0 raise, 1 state, 2 countersignature, 3 cancel) and
     /// signer; a raise has step 0.
     Step(u32, u32, u8, PeerId),
-    /// Then the lanes: by lane, stage (0 before the work, 1 the work, 2 the end), number, and kind in the
+    /// The lanes: by lane, stage (0 before the work, 1 the work, 2 the end), number, and kind in the
     /// stage (contract, accept; meter, voucher, receipt; close by renter and provider, abandoning by
     /// renter and provider).
     Lane(LaneId, u8, u32, u8),
 }
 
 impl Entry {
-    /// Where it stands; `None` for a quote, which stands before the contract that names it, and for what
-    /// is between one peer and itself.
+    /// Where it stands; `None` for what is between one peer and itself.
     #[must_use]
     pub fn rank(&self) -> Option<Rank> {
         let statement = match self {
@@ -143,7 +144,7 @@ impl Entry {
 fn part(statement: &Statement) -> Option<Part> {
     let by_provider = |lane: &LaneId, by: PeerId| u8::from(by == lane.provider);
     Some(match statement {
-        Statement::Quote(_) => return None,
+        Statement::Quote(it) => Part::Quote(digest_of(&preimage(&it.body).ok()?)),
         Statement::Contract(it) => Part::Lane(it.body.lane, 0, 0, 0),
         Statement::Accept(it) => Part::Lane(it.body.lane, 0, 0, 1),
         Statement::Meter(it) => Part::Lane(it.body.lane, 1, it.body.k, 0),
@@ -234,14 +235,6 @@ pub enum ExportError {
         /// At which byte.
         at: u64,
     },
-    /// A quote stands alone.
-    #[error("entry {entry}, at byte {at}, is a quote that the next entry does not name")]
-    LooseQuote {
-        /// Its number, from 1.
-        entry: u64,
-        /// At which byte.
-        at: u64,
-    },
     /// A statement is not between the owner and the peers that the header names.
     #[error("entry {entry}, at byte {at}, does not belong into a file of {owner}")]
     Foreign {
@@ -306,48 +299,15 @@ fn put(into: &mut Vec<u8>, payload: &[u8], chain: Chain) -> Result<(), WireError
 #[derive(Debug, Clone, Copy, Default)]
 struct Order {
     last: Option<Rank>,
-    /// Digest of a quote that waits for its contract.
-    quote: Option<Digest>,
-}
-
-/// What stands in the wrong place.
-enum Misplaced {
-    OutOfOrder,
-    LooseQuote,
-    Unreadable(WireError),
-}
-
-impl Misplaced {
-    fn at(self, entry: u64, at: u64) -> ExportError {
-        match self {
-            Self::OutOfOrder => ExportError::OutOfOrder { entry, at },
-            Self::LooseQuote => ExportError::LooseQuote { entry, at },
-            Self::Unreadable(source) => ExportError::Undecodable { entry, at, source },
-        }
-    }
 }
 
 impl Order {
-    /// Takes the next entry.
-    fn take(&mut self, entry: &Entry) -> Result<(), Misplaced> {
-        let named = match entry {
-            Entry::Statement(Statement::Contract(it)) => Some(it.body.quote),
-            _ => None,
-        };
-        let waiting = self.quote.take();
-        if waiting.is_some() && waiting != named {
-            return Err(Misplaced::LooseQuote);
-        }
-        if let Entry::Statement(Statement::Quote(it)) = entry {
-            self.quote = Some(digest_of(&preimage(&it.body).map_err(Misplaced::Unreadable)?));
-            return Ok(());
-        }
+    /// Takes the next entry; false when it may not stand there.
+    fn take(&mut self, entry: &Entry) -> bool {
         let rank = entry.rank();
-        if rank.is_none() || rank <= self.last {
-            return Err(Misplaced::OutOfOrder);
-        }
+        let rises = rank > self.last;
         self.last = rank;
-        Ok(())
+        rises
     }
 }
 
@@ -381,9 +341,10 @@ impl Writer {
     /// # Errors
     /// When it is out of order, or too long.
     pub fn entry(&mut self, entry: Entry) -> Result<Vec<u8>, ExportError> {
-        let number = self.entries + 1;
-        self.order.take(&entry).map_err(|misplaced| misplaced.at(number, self.written))?;
-        self.entries = number;
+        self.entries += 1;
+        if !self.order.take(&entry) {
+            return Err(ExportError::OutOfOrder { entry: self.entries, at: self.written });
+        }
         self.frame(&Frame::Entry(entry))
     }
 
@@ -396,11 +357,8 @@ impl Writer {
     /// Ends the file; gives its last bytes.
     ///
     /// # Errors
-    /// When the key is not the owner's, or the last entry is a quote.
+    /// When the key is not the owner's.
     pub fn seal(mut self, key: &SigningKey) -> Result<Vec<u8>, ExportError> {
-        if self.order.quote.is_some() {
-            return Err(ExportError::LooseQuote { entry: self.entries, at: self.written });
-        }
         let seal = Seal { owner: self.owner, entries: self.entries, chain: self.chain.0 };
         let seal = key.sign(seal).map_err(ExportError::Seal)?;
         self.frame(&Frame::Seal(Box::new(seal.into_signed())))
@@ -569,14 +527,11 @@ impl Reader {
         if !belongs {
             return Err(ExportError::Foreign { entry, at, owner });
         }
-        self.order.take(it).map_err(|misplaced| misplaced.at(entry, at))
+        if self.order.take(it) { Ok(()) } else { Err(ExportError::OutOfOrder { entry, at }) }
     }
 
     fn seal(&mut self, seal: Signed<Seal>, before: Option<Chain>) -> Result<Item, ExportError> {
         let Some(Header { owner, .. }) = self.header else { return Err(ExportError::NotAnExport) };
-        if self.order.quote.is_some() {
-            return Err(ExportError::LooseQuote { entry: self.entries, at: self.at });
-        }
         let Seal { owner: sealed_by, entries, chain } = seal.body;
         if sealed_by != owner || entries != self.entries || before != Some(Chain(chain)) {
             return Err(ExportError::WrongSeal);

@@ -30,9 +30,6 @@ pub enum Broken {
     /// It names another contract than its lane's.
     #[error("it is for another contract")]
     OtherContract,
-    /// The contract's terms or limit are not those of the quote that it names.
-    #[error("the contract is not what the quote promises")]
-    OtherTerms,
     /// Time, tokens or amount fell.
     #[error("it counts less than the one before")]
     Backwards,
@@ -160,8 +157,6 @@ pub struct Audit {
     owner: PeerId,
     convicted: BTreeSet<PeerId>,
     pair: Option<PairAudit>,
-    /// A quote that stands before its contract.
-    quote: Option<Statement>,
     statements: u64,
     pairs: u64,
     balance: i128,
@@ -201,7 +196,6 @@ impl Audit {
             owner,
             convicted: BTreeSet::new(),
             pair: None,
-            quote: None,
             statements: 0,
             pairs: 0,
             balance: 0,
@@ -233,7 +227,7 @@ impl Audit {
                     proven.map_err(|source| ExportError::Statement { entry: number, at: byte, source })?;
                 self.statements += 1;
                 let done = self.enter(proven.pair);
-                self.judge(at, statement, &proven)?;
+                self.judge(at, &statement, &proven)?;
                 Ok(done)
             }
         }
@@ -259,17 +253,14 @@ impl Audit {
         Some(report)
     }
 
-    fn judge(&mut self, at: At, statement: Statement, proven: &Proven) -> Result<(), ExportError> {
+    fn judge(&mut self, at: At, statement: &Statement, proven: &Proven) -> Result<(), ExportError> {
         let Some(pair) = &mut self.pair else { return Ok(()) };
-        if let Statement::Quote(_) = statement {
-            self.quote = Some(statement);
-            return Ok(());
-        }
-        match statement.lane() {
-            None => pair.steps.take(at, &statement, proven, &mut pair.report.faults),
-            Some(lane) => {
-                let quote = self.quote.take();
-                pair.take(lane, at, &statement, quote.as_ref(), proven);
+        match (statement, statement.lane()) {
+            // It binds its provider to nothing that money follows from.
+            (Statement::Quote(_), _) => Ok(()),
+            (_, None) => pair.steps.take(at, statement, proven, &mut pair.report.faults),
+            (_, Some(lane)) => {
+                pair.take(lane, at, statement, proven);
                 Ok(())
             }
         }
@@ -313,12 +304,12 @@ impl PairAudit {
         Self { peer, steps: StepAudit::new(pair), lane: None, report }
     }
 
-    fn take(&mut self, lane: LaneId, at: At, it: &Statement, quote: Option<&Statement>, proven: &Proven) {
+    fn take(&mut self, lane: LaneId, at: At, it: &Statement, proven: &Proven) {
         if self.lane.as_ref().is_some_and(|at| at.lane() != lane) {
             self.end_lane();
         }
         let audit = self.lane.get_or_insert_with(|| LaneAudit::new(lane));
-        audit.take(at, it, quote, proven, &mut self.report.faults);
+        audit.take(at, it, proven, &mut self.report.faults);
     }
 
     fn end_lane(&mut self) {

@@ -69,21 +69,13 @@ impl LaneAudit {
         Some(Folded { lane: self.lane, k: body.k, amount: body.amount, voucher: *voucher })
     }
 
-    /// Takes the next object of the lane; `quote` is the one that stood before it.
-    pub(super) fn take(
-        &mut self,
-        at: At,
-        statement: &Statement,
-        quote: Option<&Statement>,
-        proven: &Proven,
-        faults: &mut Faults,
-    ) {
+    /// Takes the next object of the lane.
+    pub(super) fn take(&mut self, at: At, statement: &Statement, proven: &Proven, faults: &mut Faults) {
         let digest = proven.digest;
         let judged = match statement {
             Statement::Contract(it) => {
-                let judged = judge_contract(&it.body, quote);
                 self.contract = Some((digest, it.body.clone()));
-                judged
+                Ok(())
             }
             Statement::Accept(it) => self.is_contract(it.body.contract),
             Statement::Meter(it) => {
@@ -193,15 +185,4 @@ impl LaneAudit {
         let other = named.is_some_and(|named| digest.is_some_and(|digest| digest != named));
         if k == last && (amount != due || other) { Err(Broken::Voucher) } else { Ok(()) }
     }
-}
-
-fn judge_contract(contract: &Contract, quote: Option<&Statement>) -> Result<(), Broken> {
-    let Some(Statement::Quote(quote)) = quote else { return Ok(()) };
-    let quote = &quote.body;
-    let lane = contract.lane;
-    let kept = quote.renter == lane.renter
-        && quote.provider == lane.provider
-        && quote.terms == contract.terms
-        && contract.max_ms <= quote.max_ms;
-    if kept { Ok(()) } else { Err(Broken::OtherTerms) }
 }

@@ -161,7 +161,7 @@ impl Job {
         signed(&key(self.renter), body)
     }
 
-    /// All of its statements in a file's order.
+    /// All of its statements, as they come to be.
     pub(crate) fn statements(&self) -> Vec<Statement> {
         let accept = Accept {
             lane: self.id(),
@@ -264,19 +264,18 @@ pub(crate) fn proof() -> Equivocation {
     Equivocation::of(job.voucher(1).into_signed().into(), less.into()).expect("two of one number").0
 }
 
+/// Statements as a file has them.
+pub(crate) fn ranked(statements: Vec<Statement>) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = statements.into_iter().map(Entry::Statement).collect();
+    entries.sort_by_cached_key(Entry::rank);
+    entries
+}
+
 /// All entries of the owner's file, in order.
 pub(crate) fn entries() -> Vec<Entry> {
+    let statements = steps().into_iter().chain(jobs().into_iter().flat_map(|job| job.statements()));
     let mut entries = vec![Entry::Proof(Box::new(proof()))];
-    let mut with_2: Vec<Entry> = steps().into_iter().map(Entry::Statement).collect();
-    let mut with_3: Vec<Entry> = Vec::new();
-    for job in jobs() {
-        let into = if job.renter == 3 { &mut with_3 } else { &mut with_2 };
-        into.extend(job.statements().into_iter().map(Entry::Statement));
-    }
-    let other = PairId::of(key(1).peer(), key(3).peer()).expect("two peers");
-    let mut parts = [(pair(), with_2), (other, with_3)];
-    parts.sort_by_key(|(pair, _)| *pair);
-    entries.extend(parts.into_iter().flat_map(|(_, entries)| entries));
+    entries.extend(ranked(statements.collect()));
     entries
 }
 
