@@ -283,7 +283,7 @@ impl Desk {
             return Err(Refusal::new(RefusalCode::Replayed, "this job was sent before"));
         }
         lock(&self.quotes).redeem(&verified.signed_quote().digest(), Instant::now()).map_err(quote_gone)?;
-        let standing = ledger.standing(renter).map_err(unreadable)?;
+        let standing = ledger.standing(renter, wall_now()).map_err(unreadable)?;
         let credit = Credit { balance: standing.balance, open_caps: standing.open_caps };
         let admitted = self.admit(verified, credit)?;
         let place = Place { desk: Arc::clone(self), ticket: admitted.ticket() };

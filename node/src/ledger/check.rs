@@ -7,12 +7,14 @@ use std::path::Path;
 
 use potluck_protocol::id::PeerId;
 
+use super::apply::Numbered;
 use super::checkpoint::{self, Item};
 use super::disk::length;
 use super::error::LedgerError;
 use super::frame::{HEADER_BYTES, Header, Position};
 use super::index::{Filled, Index};
 use super::journal::{End, Entry, Found, Start, scan_bytes};
+use super::read::{FileId, Spot};
 use super::record::{Checked, Record};
 
 /// What a check of a ledger found in order.
@@ -26,34 +28,33 @@ pub struct Checkup {
     pub dropped: u64,
 }
 
-/// Calls `visit` for each object up to record `until`, with its number; gives how many are dropped.
+/// Calls `visit` for each object up to record `until`, with where it lies; gives how many are dropped.
 pub(super) fn each(
     found: &Found,
     until: u64,
-    visit: &mut dyn FnMut(u64, Checked) -> Result<(), LedgerError>,
+    visit: &mut dyn FnMut(Numbered) -> Result<(), LedgerError>,
 ) -> Result<u64, LedgerError> {
     let mut dropped = 0;
     if let Some((name, _)) = &found.base {
+        let file = FileId::Checkpoint(found.through());
         dropped = checkpoint::read(&*found.disk, name, found.owner, &mut |item, _| match item {
-            Item::Object(number, checked) => visit(number, checked),
+            Item::Object(number, offset, checked) => {
+                visit(Numbered { number, spot: Spot { file, offset }, checked })
+            }
             Item::Lane(_) | Item::Pair(..) => Ok(()),
         })?
         .dropped;
     }
-    found.scan(None, until, &mut |entry| visit(entry.place.position.records, read(found, entry)?))?;
+    found.scan(None, until, &mut |entry| visit(decode(entry, found.owner)?))?;
     Ok(dropped)
 }
 
-fn read(found: &Found, entry: &Entry<'_>) -> Result<Checked, LedgerError> {
-    decode(entry, found.owner)
-}
-
-fn decode(entry: &Entry<'_>, owner: PeerId) -> Result<Checked, LedgerError> {
-    Checked::from_journal(entry.kind, entry.payload, owner).map_err(|source| LedgerError::BadRecord {
-        file: entry.file.to_owned(),
-        offset: entry.place.start,
-        source,
-    })
+/// A record of a segment.
+pub(super) fn decode(entry: &Entry<'_>, owner: PeerId) -> Result<Numbered, LedgerError> {
+    let checked = Checked::from_journal(entry.kind, entry.payload, owner).map_err(|source| {
+        LedgerError::BadRecord { file: entry.file.to_owned(), offset: entry.place.start, source }
+    })?;
+    Ok(Numbered { number: entry.place.position.records, spot: entry.place.spot(), checked })
 }
 
 /// Reads `bytes` as the only segment of a journal of `owner`, as opening its ledger does, without a
@@ -73,31 +74,10 @@ pub fn read_segment(bytes: &[u8], owner: PeerId) -> Result<(Vec<Record>, usize),
     let mut objects = Vec::new();
     let rest = bytes.get(HEADER_BYTES..).unwrap_or_default();
     let end = scan_bytes(rest, &start, (u64::MAX, true), &mut |entry| {
-        objects.push(decode(entry, owner)?.record);
+        objects.push(decode(entry, owner)?.checked.record);
         Ok(())
     })?;
     Ok((objects, end.torn))
-}
-
-/// The objects with these numbers, which are in order; those that are dropped are left out.
-pub(super) fn fetch(found: &Found, numbers: &[u64]) -> Result<Vec<Record>, LedgerError> {
-    let mut objects = Vec::with_capacity(numbers.len());
-    let base = found.base.as_ref().filter(|_| numbers.first().is_some_and(|it| *it <= found.begin().records));
-    if let Some((name, _)) = base {
-        checkpoint::read(&*found.disk, name, found.owner, &mut |item, _| {
-            if let Item::Object(number, checked) = item
-                && numbers.binary_search(&number).is_ok()
-            {
-                objects.push(checked.record);
-            }
-            Ok(())
-        })?;
-    }
-    found.fetch(numbers, &mut |entry| {
-        objects.push(read(found, entry)?.record);
-        Ok(())
-    })?;
-    Ok(objects)
 }
 
 /// See [`super::Ledger::check`].
@@ -106,10 +86,11 @@ pub(super) fn check(found: &Found, index: &Index) -> Result<Checkup, LedgerError
     let place = index.place()?;
     let records = place.map_or(0, |place| place.position.records);
     let mut objects = 0;
-    let dropped = each(found, records, &mut |number, checked| {
+    let dropped = each(found, records, &mut |Numbered { number, spot, checked }| {
         checked.verify().map_err(|source| LedgerError::Forged { number, source })?;
         objects += 1;
-        if index.slot(&checked.slot)? == Some(Filled { digest: checked.digest, number }) {
+        let commitment = checked.commitment;
+        if index.slot(&checked.key)? == Some(Filled { commitment, number, spot }) {
             Ok(())
         } else {
             Err(contradiction("an object is missing or another"))

@@ -8,8 +8,8 @@
 //! header     as of a segment: stands for all segments up to `number`, `records` records, the last of
 //!            which has the hash `before`
 //! objects    kind = the object's; payload = number of the record u64 | object   (in their old order)
-//! lanes      kind 0x70; what a retired lane was, where its kept objects do not say so
-//! pairs      kind 0x71; what the retired lanes with one peer add up to
+//! lanes      kind 0x70; how many objects of a retired lane have gone
+//! pairs      kind 0x71; what the last vouchers of the retired lanes with one peer add up to
 //! statement  kind 0x72; the last record: a signed [`Statement`]
 //! ```
 //!
@@ -24,12 +24,13 @@ use potluck_protocol::unit::UnixMillis;
 use potluck_protocol::wire;
 use serde::{Deserialize, Serialize};
 
+use super::account::Part;
 use super::disk::{Disk, DiskFile, length, read_full_at, write_all_at};
 use super::error::{CompactError, LedgerError, io_error};
 use super::fault;
 use super::frame::{Format, HEADER_BYTES, Header, MAX_RECORD_BYTES, Position, parse, write_record};
+use super::lane::RetiredLane;
 use super::record::Checked;
-use super::view::{PairState, RetiredLane};
 
 const LANE: u8 = 0x70;
 const PAIR: u8 = 0x71;
@@ -52,7 +53,7 @@ pub(super) struct Statement {
     pub(super) kept: u64,
     /// Objects dropped, also by the checkpoints before.
     pub(super) dropped: u64,
-    /// Lanes retired: closed, and untouched since record `position.records`.
+    /// Lanes of which objects have gone.
     pub(super) lanes: u64,
     /// What the retired lanes add up to in our favour, in nano-credits.
     pub(super) owed_to_us: i128,
@@ -74,12 +75,12 @@ impl Signable for Statement {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "read one at a time and dropped at once")]
 pub(super) enum Item {
-    /// An object, by the number it had in the journal.
-    Object(u64, Checked),
+    /// An object: the number it had in the journal, and at which byte of this file it lies.
+    Object(u64, u64, Checked),
     /// A retired lane.
     Lane(RetiredLane),
     /// What the retired lanes with a peer add up to.
-    Pair(PeerId, PairState),
+    Pair(PeerId, Part),
 }
 
 /// A checkpoint being written, under its draft's name.
@@ -134,17 +135,17 @@ impl<'a> Draft<'a> {
         let mut payload = number.to_le_bytes().to_vec();
         payload.extend_from_slice(&checked.payload);
         self.statement.kept += 1;
-        self.push(checked.slot.kind.number(), &payload)
+        self.push(checked.record.kind().number(), &payload)
     }
 
-    /// Notes what a retired lane was.
+    /// Notes what has gone of a retired lane.
     pub(super) fn lane(&mut self, lane: &RetiredLane) -> Result<(), LedgerError> {
         self.statement.lanes += 1;
         self.push_value(LANE, lane)
     }
 
-    /// Notes what the retired lanes with a peer add up to.
-    pub(super) fn pair(&mut self, peer: PeerId, pair: PairState) -> Result<(), LedgerError> {
+    /// Notes what the last vouchers of the retired lanes with a peer add up to.
+    pub(super) fn pair(&mut self, peer: PeerId, pair: Part) -> Result<(), LedgerError> {
         self.statement.owed_to_us += pair.owed_to_us;
         self.statement.we_owe += pair.we_owe;
         self.push_value(PAIR, &(peer, pair))
@@ -241,6 +242,12 @@ pub(super) fn read(
     }
 }
 
+/// An object's number in the journal, and the object.
+pub(super) fn split_object(payload: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, object) = payload.split_first_chunk()?;
+    Some((u64::from_le_bytes(*number), object))
+}
+
 /// One record of a checkpoint.
 #[allow(clippy::large_enum_variant, reason = "read one at a time and dropped at once")]
 enum Record {
@@ -326,11 +333,10 @@ impl<'a> Reader<'a> {
             }
             STATEMENT => Record::Statement(Box::new(wire::decode(payload).map_err(|it| bad(it.into()))?)),
             kind => {
-                let (number, object) = payload
-                    .split_first_chunk()
-                    .ok_or_else(|| self.damaged("an object there has no number"))?;
+                let (number, object) =
+                    split_object(payload).ok_or_else(|| self.damaged("an object there has no number"))?;
                 let checked = Checked::from_journal(kind, object, self.owner).map_err(bad)?;
-                Record::Item(Item::Object(u64::from_le_bytes(*number), checked))
+                Record::Item(Item::Object(number, self.at, checked))
             }
         })
     }

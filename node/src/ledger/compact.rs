@@ -6,11 +6,12 @@
 //!
 //! Steps, each of which may be the last before a crash:
 //!
-//! 1. The writer takes no more objects of lanes that were closed by the last record of the old
-//!    segments (the horizon): what is decided of them below stays true.
+//! 1. The writer takes no more objects of lanes that ended by the last record of the old segments (the
+//!    horizon), until all is done: what is decided of them below stays true. (Afterwards such a lane
+//!    takes only what it can never have held: a second end, or what lies beyond its newest.)
 //! 2. The draft is written, signed, synced, and read back with every check.
 //! 3. It gets its name, and the folder is synced: from here on it counts.
-//! 4. The index drops the slots that have gone and rests on the checkpoint. Until that is done, an
+//! 4. The index learns where objects lie now, drops the slots that have gone and rests on the checkpoint. Until that is done, an
 //!    open finds that it rests on another and rebuilds it.
 //! 5. What it stands for is deleted. What a crash leaves of that is deleted at the next open.
 //!
@@ -22,19 +23,25 @@ use std::time::Duration;
 
 use potluck_protocol::id::{LaneId, PeerId};
 use potluck_protocol::sign::SigningKey;
-use potluck_protocol::unit::UnixMillis;
+use potluck_protocol::unit::{NanoCredit, UnixMillis};
 
+use super::account::Part;
+use super::apply::Numbered;
+use super::check::decode;
 use super::checkpoint::{self, Draft, Item};
 use super::error::{CompactError, LedgerError, io_error};
 use super::fault;
 use super::frame::Position;
-use super::index::{Base, Index};
+use super::index::{Base, Filled, Index};
 use super::journal::{Found, checkpoint_name};
-use super::record::{Checked, Keep, Record, Slot};
-use super::view::{LaneRole, LaneState, PairState};
+use super::lane::{LaneState, RetiredLane};
+use super::read::{FileId, Spot};
+use super::record::{Checked, Record};
+use super::slot::{Slot, SlotKey};
+use super::view::LaneRole;
 
-/// Slots that leave the index together.
-const DROP_GROUP: usize = 1_024;
+/// Slots that leave the index, or move in it, together.
+const SLOT_GROUP: usize = 1_024;
 
 /// What compaction may touch, and when it is worth its cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,19 +153,27 @@ impl Plan {
         let mut sieve = Sieve::new(index, me, self.horizon());
         let mut draft = Draft::begin(&*self.found.disk, name, me, (self.through, self.position), now)?;
         let (mut kept, mut dropped) = (0, 0);
-        let dropped_before = self.each_object(&mut |number, checked| {
-            if sieve.keeps(checked)? {
-                kept += 1;
-                draft.object(number, checked)
-            } else {
-                dropped += 1;
+        let mut gone = BTreeMap::new();
+        let dropped_before = self.each_item(&mut |item| match item {
+            Item::Object(number, _, checked) => {
+                if sieve.keeps(&checked)? {
+                    kept += 1;
+                    draft.object(number, &checked)
+                } else {
+                    dropped += 1;
+                    Ok(())
+                }
+            }
+            Item::Lane(lane) => {
+                _ = gone.insert(lane.lane, lane);
                 Ok(())
             }
+            // What the accounts come to is reckoned anew.
+            Item::Pair(..) => Ok(()),
         })?;
-        let (pairs, lanes) = retired(index, me, self.horizon(), &mut |lane| draft.lane(&lane.retire()))?;
-        sieve.adds_up_to(&pairs)?;
-        for (peer, pair) in pairs {
-            draft.pair(peer, pair)?;
+        let (pairs, lanes) = self.lanes(index, &sieve, &gone, &mut |lane| draft.lane(lane))?;
+        for (peer, part) in pairs {
+            draft.pair(peer, part)?;
         }
         let base = Base { through: self.through, dropped: dropped_before + dropped };
         let bytes_after = draft.finish(base.dropped, key)?;
@@ -166,21 +181,71 @@ impl Plan {
         Ok((Compacted { kept, dropped, lanes, bytes_before: self.bytes, bytes_after }, base))
     }
 
-    /// Lets the index rest on the checkpoint.
+    /// Calls `visit` for each lane of which objects have gone, now or before; gives what their last
+    /// vouchers among what is replaced come to, by peer, and how many lanes they are.
+    fn lanes(
+        &self,
+        index: &Index,
+        sieve: &Sieve<'_>,
+        gone: &BTreeMap<LaneId, RetiredLane>,
+        visit: &mut dyn FnMut(&RetiredLane) -> Result<(), LedgerError>,
+    ) -> Result<(BTreeMap<PeerId, Part>, u64), LedgerError> {
+        let me = self.found.owner;
+        let (mut retired, mut pairs, mut count) = (BTreeMap::<PeerId, Part>::new(), BTreeMap::new(), 0);
+        index.each_lane(|lane| {
+            let sums = if lane.is_retired(self.horizon()) {
+                visit(&lane.retire())?;
+                &mut retired
+            } else if let Some(gone) = gone.get(&lane.lane) {
+                // Something came late, behind what is replaced: what is left of it stays.
+                visit(gone)?;
+                &mut pairs
+            } else {
+                return Ok(());
+            };
+            let part = sums.entry(lane.peer(me)).or_default();
+            *part = part.and(sieve.part(&lane));
+            count += 1;
+            Ok::<_, LedgerError>(())
+        })?;
+        sieve.adds_up_to(&retired)?;
+        for (peer, part) in retired {
+            let sum = pairs.entry(peer).or_default();
+            *sum = sum.exchange(Part::default(), part);
+        }
+        Ok((pairs, count))
+    }
+
+    /// Lets the index rest on the checkpoint: what is in it lies there now, and the rest has gone.
     pub(super) fn reindex(&self, index: &Index, base: Base) -> Result<(), LedgerError> {
-        let mut sieve = Sieve::new(index, self.found.owner, self.horizon());
-        let mut gone: Vec<Slot> = Vec::with_capacity(DROP_GROUP);
-        self.each_object(&mut |_, checked| {
-            if !sieve.keeps(checked)? {
-                gone.push(checked.slot);
+        let Found { disk, owner, .. } = &self.found;
+        let file = FileId::Checkpoint(self.through);
+        let (mut kept, mut moved) = (Vec::new(), Vec::with_capacity(SLOT_GROUP));
+        checkpoint::read(&**disk, &checkpoint_name(self.through), *owner, &mut |item, _| {
+            let Item::Object(number, offset, checked) = item else { return Ok(()) };
+            kept.push(number);
+            let spot = Spot { file, offset };
+            moved.push((checked.key, Filled { commitment: checked.commitment, number, spot }));
+            if moved.len() >= SLOT_GROUP {
+                index.move_slots(&moved, &[])?;
+                moved.clear();
             }
-            if gone.len() >= DROP_GROUP {
-                index.drop_slots(&gone)?;
+            Ok(())
+        })?;
+        index.move_slots(&moved, &[])?;
+        let mut gone: Vec<SlotKey> = Vec::with_capacity(SLOT_GROUP);
+        self.each_item(&mut |item| {
+            let Item::Object(number, _, checked) = item else { return Ok(()) };
+            if kept.binary_search(&number).is_err() {
+                gone.push(checked.key);
+            }
+            if gone.len() >= SLOT_GROUP {
+                index.move_slots(&[], &gone)?;
                 gone.clear();
             }
             Ok(())
         })?;
-        index.drop_slots(&gone)?;
+        index.move_slots(&[], &gone)?;
         index.set_base(base)?;
         index.flush();
         fault::point(fault::CHECKPOINT_INDEXED);
@@ -200,26 +265,16 @@ impl Plan {
         Ok(())
     }
 
-    /// All objects that are to be replaced, in order; gives how many had been dropped before.
-    fn each_object(
-        &self,
-        visit: &mut dyn FnMut(u64, &Checked) -> Result<(), LedgerError>,
-    ) -> Result<u64, LedgerError> {
+    /// All that is to be replaced, objects in order; gives how many had been dropped before.
+    fn each_item(&self, visit: &mut dyn FnMut(Item) -> Result<(), LedgerError>) -> Result<u64, LedgerError> {
         let Found { disk, owner, base, .. } = &self.found;
         let mut dropped = 0;
         if let Some((name, _)) = base {
-            dropped = checkpoint::read(&**disk, name, *owner, &mut |item, _| match item {
-                Item::Object(number, checked) => visit(number, &checked),
-                // What lanes and pairs come to is reckoned anew.
-                Item::Lane(_) | Item::Pair(..) => Ok(()),
-            })?
-            .dropped;
+            dropped = checkpoint::read(&**disk, name, *owner, &mut |item, _| visit(item))?.dropped;
         }
         let end = self.found.scan(None, self.horizon(), &mut |entry| {
-            let checked = Checked::from_journal(entry.kind, entry.payload, *owner).map_err(|source| {
-                LedgerError::BadRecord { file: entry.file.to_owned(), offset: entry.place.start, source }
-            })?;
-            visit(entry.place.position.records, &checked)
+            let Numbered { number, spot, checked } = decode(entry, *owner)?;
+            visit(Item::Object(number, spot.offset, checked))
         })?;
         if end.position != self.position {
             let file = disk.path(&super::journal::segment_name(self.through + 1));
@@ -230,26 +285,6 @@ impl Plan {
     }
 }
 
-/// Calls `visit` for each lane retired at `horizon`; gives what they add up to by peer, and their number.
-pub(super) fn retired(
-    index: &Index,
-    me: PeerId,
-    horizon: u64,
-    visit: &mut dyn FnMut(&LaneState) -> Result<(), LedgerError>,
-) -> Result<(BTreeMap<PeerId, PairState>, u64), LedgerError> {
-    let (mut pairs, mut count) = (BTreeMap::<PeerId, PairState>::new(), 0);
-    index.each_lane(|lane| {
-        if lane.is_retired(horizon) {
-            visit(&lane)?;
-            let pair = pairs.entry(lane.peer(me)).or_default();
-            *pair = pair.exchange(PairState::default(), lane.part(me));
-            count += 1;
-        }
-        Ok::<_, LedgerError>(())
-    })?;
-    Ok((pairs, count))
-}
-
 /// Decides what is kept, and watches that the index and the journal agree.
 struct Sieve<'a> {
     index: &'a Index,
@@ -257,13 +292,15 @@ struct Sieve<'a> {
     horizon: u64,
     /// The lane of the object before: objects of a lane lie close together.
     last: Option<LaneState>,
-    /// What the last vouchers of retired lanes came to: owed to us, and by us.
-    money: BTreeMap<PeerId, (i128, i128)>,
+    /// What the last vouchers of retired lanes came to, by peer.
+    money: BTreeMap<PeerId, Part>,
+    /// The last voucher of each lane that was put away before and has had news since.
+    late: BTreeMap<LaneId, (u32, Part)>,
 }
 
 impl<'a> Sieve<'a> {
     fn new(index: &'a Index, me: PeerId, horizon: u64) -> Self {
-        Self { index, me, horizon, last: None, money: BTreeMap::new() }
+        Self { index, me, horizon, last: None, money: BTreeMap::new(), late: BTreeMap::new() }
     }
 
     fn contradiction(&self, what: &'static str) -> LedgerError {
@@ -280,12 +317,16 @@ impl<'a> Sieve<'a> {
     }
 
     fn keeps(&mut self, checked: &Checked) -> Result<bool, LedgerError> {
-        let Slot { kind, lane, k } = checked.slot;
-        if kind.keep() == Keep::Apart {
-            return Ok(true);
-        }
+        let Slot { kind, k, .. } = checked.slot;
+        let Some(lane) = checked.slot.lane() else { return Ok(true) };
         let state = self.lane(lane)?;
         if !state.is_retired(self.horizon) {
+            if let Record::Voucher(voucher) = &checked.record
+                && state.put_away
+                && self.late.get(&lane).is_none_or(|(newest, _)| k > *newest)
+            {
+                self.late.insert(lane, (k, self.part_of(&state, voucher.body.amount)));
+            }
             return Ok(true);
         }
         let needs = state.needs(kind, &checked.digest);
@@ -295,23 +336,41 @@ impl<'a> Sieve<'a> {
                 return Err(self.contradiction("a job's last voucher is another"));
             }
             if needs {
-                let amount = i128::from(voucher.body.amount.get());
-                let (owed_to_us, we_owe) = self.money.entry(state.peer(self.me)).or_default();
-                match state.role(self.me) {
-                    LaneRole::Provider => *owed_to_us += amount,
-                    LaneRole::Renter => *we_owe += amount,
-                }
+                let part = self.part_of(&state, voucher.body.amount);
+                let sum = self.money.entry(state.peer(self.me)).or_default();
+                *sum = sum.and(part);
             }
         }
         Ok(needs)
     }
 
+    fn part_of(&self, lane: &LaneState, amount: NanoCredit) -> Part {
+        let amount = i128::from(amount.get());
+        match lane.role(self.me) {
+            LaneRole::Provider => Part { owed_to_us: amount, ..Part::default() },
+            LaneRole::Renter => Part { we_owe: amount, ..Part::default() },
+        }
+    }
+
+    /// What a lane comes to by its last voucher among what is replaced.
+    fn part(&self, lane: &LaneState) -> Part {
+        if lane.is_retired(self.horizon) {
+            return lane.whole_part(self.me);
+        }
+        let money = self.late.get(&lane.lane).map(|(_, part)| *part).unwrap_or_default();
+        Part { owed_to_us: money.owed_to_us, we_owe: money.we_owe, ..lane.whole_part(self.me) }
+    }
+
     /// Do the vouchers that are kept come to what the index says the retired lanes do?
-    fn adds_up_to(&self, pairs: &BTreeMap<PeerId, PairState>) -> Result<(), LedgerError> {
-        let stated = pairs.iter().map(|(peer, pair)| (*peer, (pair.owed_to_us, pair.we_owe)));
-        let stated: BTreeMap<_, _> = stated.filter(|(_, money)| *money != (0, 0)).collect();
-        let found: BTreeMap<_, _> =
-            self.money.iter().map(|(peer, money)| (*peer, *money)).filter(|(_, it)| *it != (0, 0)).collect();
-        if found == stated { Ok(()) } else { Err(self.contradiction("the balances differ")) }
+    fn adds_up_to(&self, retired: &BTreeMap<PeerId, Part>) -> Result<(), LedgerError> {
+        let money = |parts: &BTreeMap<PeerId, Part>| -> BTreeMap<PeerId, (i128, i128)> {
+            let all = parts.iter().map(|(peer, part)| (*peer, (part.owed_to_us, part.we_owe)));
+            all.filter(|(_, money)| *money != (0, 0)).collect()
+        };
+        if money(&self.money) == money(retired) {
+            Ok(())
+        } else {
+            Err(self.contradiction("the balances differ"))
+        }
     }
 }

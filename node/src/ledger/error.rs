@@ -7,7 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use potluck_protocol::id::{Digest, LaneId, PeerId};
+use potluck_protocol::id::{Digest, PeerId};
+use potluck_protocol::proof::Equivocation;
 use potluck_protocol::sign::SignError;
 use thiserror::Error;
 
@@ -107,32 +108,36 @@ pub enum LedgerError {
 #[derive(Debug, Clone, Error)]
 pub enum AppendError {
     /// Another object fills the slot, for ever. Fault: whoever made two.
-    #[error("{kind} {k} of {lane} is already {held}; {offered} is refused for ever")]
+    #[error("{what} is already {held}; {offered} is refused for ever")]
     SlotTaken {
         /// Which kind of object.
         kind: Kind,
-        /// In which lane (of a quote: its serial).
-        lane: LaneId,
         /// Which of its kind.
         k: u32,
-        /// The digest kept.
+        /// Which slot, in words.
+        what: String,
+        /// What is kept (of a countersignature: the balance's digest).
         held: Digest,
-        /// The digest refused.
+        /// What is refused.
         offered: Digest,
+        /// What the two prove against their signer; none of quotes, which prove nothing.
+        proof: Option<Box<Equivocation>>,
     },
     /// An object is forged, malformed, or not between us and another peer.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The lane was closed so long ago that the ledger keeps only its outcome: it takes nothing new.
+    /// The lane ended so long ago that the ledger keeps only its outcome, or it is just being put away.
     /// Fault: whoever sends the object this late.
-    #[error("{kind} {k} of {lane} comes too late: the job was closed long ago and its books are put away")]
+    #[error("{what} comes too late: the job ended long ago and its books are put away")]
     Retired {
-        /// Which kind of object.
-        kind: Kind,
-        /// In which lane.
-        lane: LaneId,
-        /// Which of its kind.
-        k: u32,
+        /// Which slot, in words.
+        what: String,
+    },
+    /// Another object fills the slot, and cannot be read for the proof. Fault: this machine.
+    #[error("what the ledger holds instead cannot be read: {source}")]
+    Unread {
+        /// Why.
+        source: Arc<LedgerError>,
     },
     /// More than one group may take.
     #[error("the batch takes {bytes} bytes; at most {max} are allowed at once")]

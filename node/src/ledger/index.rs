@@ -1,43 +1,76 @@
 //! The index: answers questions about the journal without reading it again.
 //!
-//! Owns: the sled trees (slots, lanes, lanes by time, pairs, quotes) and the place in the journal that
-//! they reflect. Never: is believed over the journal, which rebuilds it whenever it is missing, old,
-//! broken, or from another journal. Called by the writer thread, which writes all of it, by compaction,
-//! which only drops slots, and by readers. Ends when its last user drops it; sled flushes then.
+//! Owns: one sled tree with a table for each question, and the place in the journal that it reflects.
+//! Never: is believed over the journal, which rebuilds it whenever it is missing, old, broken, or from
+//! another journal. Written by the writer thread (see apply.rs) and by compaction, which only drops and
+//! moves slots; asked by readers (see money.rs and pairs.rs). Ends when its last user drops it; sled
+//! flushes then.
 //!
-//! Tree names carry the schema's version: a change of a value's layout changes the name, and the
-//! next open finds no place and rebuilds.
+//! It is one tree, because sled writes a batch of one tree at once and whole: a transaction over several
+//! reads every key three times. The tree's name carries the schema's version: a change of a value's layout
+//! changes the name, and the next open finds no place and rebuilds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId};
+use potluck_protocol::id::{Digest, LaneId, PeerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional as _};
-use sled::{Db, Tree};
+use sled::{Batch, Db, IVec, Tree};
 
+use super::account::{Account, Part};
 use super::error::{LedgerError, ReadError};
 use super::journal::Place;
-use super::record::{Checked, LANE_KEY_BYTES, Record, Slot, lane_key, slot_prefix};
+use super::lane::LaneState;
+use super::read::Spot;
+use super::record::Kind;
 use super::seal;
-use super::view::{Filter, LaneState, LaneSummary, PairBalance, PairState, RetiredLane, Standing, Totals};
+use super::slot::{LANE_KEY_BYTES, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
 
+const TREE: &str = "index-2";
 const REFLECTED: &[u8] = b"reflected";
 const BASE: &[u8] = b"base";
 const HORIZON: &[u8] = b"horizon";
 /// sled's page cache, in bytes.
 const CACHE_BYTES: u64 = 32 << 20;
 
-/// The place in the journal that the trees reflect.
+/// A table: what its keys begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Table {
+    /// The place, the base, the horizon.
+    Meta = b'm',
+    /// [`SlotKey`] to [`Filled`].
+    Slots = b's',
+    /// A lane's key to [`LaneState`].
+    Lanes = b'l',
+    /// When a lane was opened and its key, to nothing.
+    Times = b't',
+    /// The keys of lanes that nobody ended, to nothing.
+    Open = b'o',
+    /// A peer to its [`Account`].
+    Accounts = b'a',
+    /// A peer to the statements of its book.
+    Books = b'b',
+    /// The digest of a balance that nobody answered to by name, to that balance.
+    States = b'n',
+    /// The digest of a quote to [`super::apply::Quoted`].
+    Quotes = b'q',
+    /// Whoever is convicted to the proof.
+    Proofs = b'p',
+}
+
+/// The place in the journal that the tables reflect.
 #[derive(Debug, Serialize, Deserialize)]
-struct Reflected {
+pub(super) struct Reflected {
     owner: PeerId,
     place: Place,
 }
 
-/// The checkpoint that the trees rest on.
+/// The checkpoint that the tables rest on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Base {
     /// The last segment that it stands for; 0 when there is none.
@@ -49,31 +82,22 @@ pub(super) struct Base {
 /// What fills a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Filled {
-    /// Its digest.
-    pub(super) digest: Digest,
+    /// What its signer is bound to (see [`super::record::Checked`]).
+    pub(super) commitment: Digest,
     /// Its number in the journal.
     pub(super) number: u64,
+    /// Where it lies.
+    pub(super) spot: Spot,
 }
 
-/// What is kept of a quote beside its slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Quoted {
-    model: ContentHash,
-    number: u64,
-}
-
-/// The trees; clones share them.
+/// The tables; clones share them.
 #[derive(Clone)]
 pub(super) struct Index {
-    me: PeerId,
+    pub(super) me: PeerId,
     path: PathBuf,
     db: Db,
-    meta: Tree,
-    slots: Tree,
-    lanes: Tree,
-    times: Tree,
-    pairs: Tree,
-    quotes: Tree,
+    tree: Tree,
+    horizon: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Index {
@@ -82,14 +106,25 @@ impl fmt::Debug for Index {
     }
 }
 
-type Conflict = ConflictableTransactionError<String>;
+/// Writes that go in together or not at all.
+#[derive(Debug, Default)]
+pub(super) struct Writes(Batch);
 
-/// Lanes and pairs as a group of records leaves them, before any of it is written.
-#[derive(Default)]
-struct Changes {
-    /// As it was, and as it will be.
-    lanes: HashMap<[u8; LANE_KEY_BYTES], (Option<LaneState>, LaneState)>,
-    pairs: BTreeMap<PeerId, PairState>,
+impl Writes {
+    pub(super) fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.0.insert(in_table(table, key), value);
+    }
+
+    pub(super) fn remove(&mut self, table: Table, key: &[u8]) {
+        self.0.remove(in_table(table, key));
+    }
+}
+
+fn in_table(table: Table, key: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::with_capacity(1 + key.len());
+    whole.push(table as u8);
+    whole.extend_from_slice(key);
+    whole
 }
 
 impl Index {
@@ -117,51 +152,80 @@ impl Index {
 
     fn try_open(path: &Path, me: PeerId) -> Result<Self, String> {
         // sled panics on some broken files; what it then leaves behind is deleted with them.
-        catch_unwind(AssertUnwindSafe(|| {
+        let index = catch_unwind(AssertUnwindSafe(|| {
             // No flusher thread: a lost tail of the index is read again from the journal.
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             let db = config.open()?;
-            let tree = |name: &str| db.open_tree(name);
-            Ok(Self {
-                me,
-                path: path.to_owned(),
-                meta: tree("meta-1")?,
-                slots: tree("slots-1")?,
-                lanes: tree("lanes-1")?,
-                times: tree("times-1")?,
-                pairs: tree("pairs-1")?,
-                quotes: tree("quotes-1")?,
-                db,
-            })
+            let tree = db.open_tree(TREE)?;
+            Ok(Self { me, path: path.to_owned(), tree, db, horizon: Arc::default() })
         }))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".to_owned())))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+        let horizon: Option<u64> = index.get(Table::Meta, HORIZON).map_err(|error| error.to_string())?;
+        index.horizon.store(horizon.unwrap_or_default(), Ordering::Relaxed);
+        Ok(index)
     }
 
-    /// Does every record have its slot, and do the lanes add up to the pairs? (sled may come back
+    /// Does every record have its slot, and does all that is kept twice agree? (sled may come back
     /// from damage with some keys missing and no error.)
     pub(super) fn is_sound(&self) -> bool {
         let sound = || -> Result<bool, ReadError> {
-            let records = self.place()?.map_or(0, |place| place.position.records);
-            let slots = records.checked_sub(self.base()?.dropped);
-            if u64::try_from(self.slots.len()).ok() != slots || self.times.len() != self.lanes.len() {
-                return Ok(false);
-            }
-            let mut pairs = BTreeMap::<PeerId, PairState>::new();
-            self.each_lane(|lane| {
-                let pair = pairs.entry(lane.peer(self.me)).or_default();
-                *pair = pair.exchange(PairState::default(), lane.part(self.me));
-                Ok::<_, ReadError>(())
-            })?;
-            Ok(self.all_pairs()? == pairs.into_iter().collect::<Vec<_>>())
+            Ok(self.counts_slots()? && self.adds_up()? && self.keeps_books()?)
         };
         catch_unwind(AssertUnwindSafe(sound)).is_ok_and(|sound| sound.unwrap_or(false))
     }
 
+    fn counts_slots(&self) -> Result<bool, ReadError> {
+        let (mut slots, mut quotes, mut proofs) = (0_u64, 0, 0);
+        for entry in self.scan(Table::Slots, &[]) {
+            slots += 1;
+            let kind = kind_and_k(&entry?.0).and_then(|(kind, _)| Kind::from_number(kind));
+            quotes += u64::from(kind == Some(Kind::Quote));
+            proofs += u64::from(kind == Some(Kind::Proof));
+        }
+        let records = self.place()?.map_or(0, |place| place.position.records);
+        Ok(Some(slots) == records.checked_sub(self.base()?.dropped)
+            && self.count(Table::Quotes)? == quotes
+            && self.count(Table::Proofs)? == proofs)
+    }
+
+    fn adds_up(&self) -> Result<bool, ReadError> {
+        let accounts: BTreeMap<_, _> = self.accounts()?.into_iter().collect();
+        let (mut parts, mut lanes, mut open) = (BTreeMap::<PeerId, Part>::new(), 0, 0);
+        self.each_lane(|lane| {
+            let peer = lane.peer(self.me);
+            let floor = accounts.get(&peer).map(|account| account.floor).unwrap_or_default();
+            let part = parts.entry(peer).or_default();
+            *part = part.and(lane.part(self.me, floor));
+            lanes += 1;
+            open += u64::from(!lane.has_ended());
+            Ok::<_, ReadError>(())
+        })?;
+        let agree = parts.keys().all(|peer| accounts.contains_key(peer))
+            && accounts.iter().all(|(peer, it)| it.part == parts.get(peer).copied().unwrap_or_default());
+        Ok(agree && self.count(Table::Times)? == lanes && self.count(Table::Open)? == open)
+    }
+
+    fn keeps_books(&self) -> Result<bool, ReadError> {
+        let mut unanswered = 0;
+        for (peer, account) in self.accounts()? {
+            let statements = self.statements(peer)?;
+            let Some(book) = super::account::book_of(self.me, peer, &statements) else { return Ok(false) };
+            let head = (book.pair().owed_to(self.me, book.head().balance), book.head().floor);
+            if u32::try_from(statements.len()).ok() != Some(account.book)
+                || head != (account.agreed, account.floor)
+            {
+                return Ok(false);
+            }
+            unanswered += u64::from(account.unanswered);
+        }
+        Ok(self.count(Table::States)? == unanswered)
+    }
+
     /// What a test breaks.
     #[cfg(test)]
-    pub(super) fn lanes_tree(&self) -> &Tree {
-        &self.lanes
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     /// Where it lies.
@@ -171,170 +235,71 @@ impl Index {
 
     /// The place that is reflected: none for a new index.
     pub(super) fn place(&self) -> Result<Option<Place>, ReadError> {
-        let Some(reflected) = self.get::<Reflected>(&self.meta, REFLECTED)? else { return Ok(None) };
+        let Some(reflected) = self.get::<Reflected>(Table::Meta, REFLECTED)? else { return Ok(None) };
         if reflected.owner != self.me {
-            return Err(ReadError { path: self.path.clone(), why: "it belongs to another peer".to_owned() });
+            return Err(self.read_error("it belongs to another peer".to_owned()));
         }
         Ok(Some(reflected.place))
     }
 
-    /// The checkpoint that it rests on.
-    pub(super) fn base(&self) -> Result<Base, ReadError> {
-        Ok(self.get(&self.meta, BASE)?.unwrap_or_default())
+    /// Notes the place that is reflected once `writes` are in.
+    pub(super) fn reflect(&self, writes: &mut Writes, place: Place) -> Result<(), ReadError> {
+        writes.put(Table::Meta, REFLECTED, self.encode(&Reflected { owner: self.me, place })?);
+        Ok(())
     }
 
-    /// Lanes that were closed by this record take no more objects (see [`LaneState::is_retired`]).
-    pub(super) fn horizon(&self) -> Result<u64, ReadError> {
-        Ok(self.get(&self.meta, HORIZON)?.unwrap_or_default())
+    /// The checkpoint that it rests on.
+    pub(super) fn base(&self) -> Result<Base, ReadError> {
+        Ok(self.get(Table::Meta, BASE)?.unwrap_or_default())
+    }
+
+    /// Lanes that ended by this record are retired (see [`LaneState::is_retired`]).
+    pub(super) fn horizon(&self) -> u64 {
+        self.horizon.load(Ordering::Relaxed)
     }
 
     /// Moves the horizon.
     pub(super) fn set_horizon(&self, horizon: u64) -> Result<(), ReadError> {
-        self.set(HORIZON, &horizon)
+        self.set(Table::Meta, HORIZON, &horizon)?;
+        self.horizon.store(horizon, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Rests on another checkpoint.
     pub(super) fn set_base(&self, base: Base) -> Result<(), ReadError> {
-        self.set(BASE, &base)
+        self.set(Table::Meta, BASE, &base)
     }
 
-    /// What fills `slot`, if anything does.
-    pub(super) fn slot(&self, slot: &Slot) -> Result<Option<Filled>, ReadError> {
-        self.get(&self.slots, &slot.key())
+    /// What fills the slot with this key, if anything does.
+    pub(super) fn slot(&self, key: &SlotKey) -> Result<Option<Filled>, ReadError> {
+        self.get(Table::Slots, key)
+    }
+
+    /// What fills the slots about a subject, by kind and number.
+    pub(super) fn slots_of(&self, subject: &Subject) -> Result<Vec<((u8, u32), Filled)>, ReadError> {
+        let mut found = Vec::new();
+        for entry in self.scan(Table::Slots, &slot_prefix(subject)) {
+            let (key, value) = entry?;
+            found.push((kind_and_k(&key).ok_or_else(|| self.broken())?, self.decode(&value)?));
+        }
+        Ok(found)
     }
 
     /// One lane.
     pub(super) fn lane(&self, lane: &LaneId) -> Result<Option<LaneState>, ReadError> {
-        self.get(&self.lanes, &lane_key(lane))
+        self.get(Table::Lanes, &lane_key(lane))
     }
 
-    /// Numbers of the records of a lane, its quote's among them, in the journal's order.
-    pub(super) fn numbers(&self, lane: &LaneId) -> Result<Vec<u64>, ReadError> {
-        let mut numbers = Vec::new();
-        for entry in self.slots.scan_prefix(slot_prefix(lane)) {
-            let filled: Filled = self.decode(&entry.map_err(|error| self.failed(&error))?.1)?;
-            numbers.push(filled.number);
+    /// Drops slots whose records are dropped, and moves those whose records lie elsewhere now.
+    pub(super) fn move_slots(&self, moved: &[(SlotKey, Filled)], gone: &[SlotKey]) -> Result<(), ReadError> {
+        let mut writes = Writes::default();
+        for (key, filled) in moved {
+            writes.put(Table::Slots, key, self.encode(filled)?);
         }
-        if let Some(agreed) = self.lane(lane)?.and_then(|lane| lane.agreed) {
-            let quoted: Option<Quoted> = self.get(&self.quotes, agreed.quote.as_bytes())?;
-            numbers.extend(quoted.map(|quoted| quoted.number));
+        for key in gone {
+            writes.remove(Table::Slots, key);
         }
-        numbers.sort_unstable();
-        Ok(numbers)
-    }
-
-    /// Takes in records that the journal holds, each with its number, all or nothing; `place` is the
-    /// place after them, and none while a checkpoint is read.
-    pub(super) fn apply(&self, group: &[(u64, Checked)], place: Option<Place>) -> Result<(), ReadError> {
-        let mut changes = Changes::default();
-        for (number, checked) in group {
-            if !matches!(checked.record, Record::Quote(_)) {
-                self.change_lane(&mut changes, checked.slot.lane, |lane| lane.take(*number, checked))?;
-            }
-        }
-        let mut slots = Vec::with_capacity(group.len());
-        let mut quotes = Vec::new();
-        for (number, checked) in group {
-            let filled = Filled { digest: checked.digest, number: *number };
-            slots.push((checked.slot.key(), self.encode(&filled)?));
-            if let Record::Quote(quote) = &checked.record {
-                let quoted = Quoted { model: quote.body.model, number: *number };
-                quotes.push((*checked.digest.as_bytes(), self.encode(&quoted)?));
-            }
-        }
-        self.write(&changes, &slots, &quotes, place)
-    }
-
-    /// Puts back what a checkpoint says of retired lanes; gives what they come to, by peer.
-    pub(super) fn restore(&self, retired: &[RetiredLane]) -> Result<BTreeMap<PeerId, PairState>, ReadError> {
-        let mut changes = Changes::default();
-        for lane in retired {
-            self.change_lane(&mut changes, lane.lane, |state| state.restore(lane.clone()))?;
-        }
-        self.write(&changes, &[], &[], None)?;
-        let mut pairs = BTreeMap::<PeerId, PairState>::new();
-        for (_, lane) in changes.lanes.values() {
-            let pair = pairs.entry(lane.peer(self.me)).or_default();
-            *pair = pair.exchange(PairState::default(), lane.part(self.me));
-        }
-        Ok(pairs)
-    }
-
-    /// Notes in `changes` what `change` does to a lane, and to its pair.
-    fn change_lane(
-        &self,
-        changes: &mut Changes,
-        lane: LaneId,
-        change: impl FnOnce(&mut LaneState),
-    ) -> Result<(), ReadError> {
-        let key = lane_key(&lane);
-        let (_, after) = match changes.lanes.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let before: Option<LaneState> = self.get(&self.lanes, &key)?;
-                let after = before.clone().unwrap_or_else(|| LaneState::new(lane));
-                entry.insert((before, after))
-            }
-        };
-        let is_new = after.is_new();
-        let part = if is_new { PairState::default() } else { after.part(self.me) };
-        change(after);
-        let peer = after.peer(self.me);
-        let pair = match changes.pairs.get(&peer) {
-            Some(pair) => *pair,
-            None => self.get(&self.pairs, peer.as_bytes())?.unwrap_or_default(),
-        };
-        changes.pairs.insert(peer, pair.exchange(part, after.part(self.me)));
-        Ok(())
-    }
-
-    fn write(
-        &self,
-        changes: &Changes,
-        slots: &[([u8; super::record::SLOT_KEY_BYTES], Vec<u8>)],
-        quotes: &[([u8; 32], Vec<u8>)],
-        place: Option<Place>,
-    ) -> Result<(), ReadError> {
-        let reflected = place.map(|place| self.encode(&Reflected { owner: self.me, place })).transpose()?;
-        let trees = (&self.meta, &self.slots, &self.lanes, &self.times, &self.pairs, &self.quotes);
-        let written = trees.transaction(|(meta_tree, slot_tree, lanes, times, pairs, quote_tree)| {
-            for (key, filled) in slots {
-                slot_tree.insert(&key[..], filled.as_slice())?;
-            }
-            for (key, quoted) in quotes {
-                quote_tree.insert(&key[..], quoted.as_slice())?;
-            }
-            for (key, (before, after)) in &changes.lanes {
-                let moved = before.as_ref().filter(|before| before.opened() != after.opened());
-                if let Some(before) = moved {
-                    times.remove(&time_key(before)[..])?;
-                }
-                if before.is_none() || moved.is_some() {
-                    times.insert(&time_key(after)[..], &[][..])?;
-                }
-                lanes.insert(&key[..], postcard::to_stdvec(after).map_err(abort)?)?;
-            }
-            for (peer, pair) in &changes.pairs {
-                pairs.insert(&peer.as_bytes()[..], postcard::to_stdvec(pair).map_err(abort)?)?;
-            }
-            if let Some(reflected) = &reflected {
-                meta_tree.insert(REFLECTED, reflected.as_slice())?;
-            }
-            Ok(())
-        });
-        written.map_err(|error| match error {
-            TransactionError::Abort(why) => ReadError { path: self.path.clone(), why },
-            TransactionError::Storage(error) => self.failed(&error),
-        })
-    }
-
-    /// Drops slots whose records are dropped.
-    pub(super) fn drop_slots(&self, slots: &[Slot]) -> Result<(), ReadError> {
-        let mut batch = sled::Batch::default();
-        for slot in slots {
-            batch.remove(&slot.key()[..]);
-        }
-        self.slots.apply_batch(batch).map_err(|error| self.failed(&error))
+        self.write(writes)
     }
 
     /// Calls `visit` for each lane.
@@ -342,9 +307,8 @@ impl Index {
         &self,
         mut visit: impl FnMut(LaneState) -> Result<(), E>,
     ) -> Result<(), E> {
-        for entry in &self.lanes {
-            let (_, value) = entry.map_err(|error| self.failed(&error))?;
-            visit(self.decode(&value)?)?;
+        for entry in self.scan(Table::Lanes, &[]) {
+            visit(self.decode(&entry?.1)?)?;
         }
         Ok(())
     }
@@ -356,112 +320,100 @@ impl Index {
         }
     }
 
-    /// See [`super::Ledger::totals`].
-    pub(super) fn totals(&self) -> Result<Totals, ReadError> {
-        let mut totals = Totals::default();
-        for (_, pair) in self.all_pairs()? {
-            totals.owed_to_us += pair.owed_to_us;
-            totals.we_owe += pair.we_owe;
-            totals.balance += pair.balance();
+    /// Every account, by peer.
+    pub(super) fn accounts(&self) -> Result<Vec<(PeerId, Account)>, ReadError> {
+        let mut accounts = Vec::new();
+        for entry in self.scan(Table::Accounts, &[]) {
+            let (key, value) = entry?;
+            accounts.push((self.peer_of(&key)?, self.decode(&value)?));
         }
-        Ok(totals)
+        Ok(accounts)
     }
 
-    /// See [`super::Ledger::pairs`].
-    pub(super) fn pairs(&self) -> Result<Vec<PairBalance>, ReadError> {
-        let balance = |(peer, pair): (PeerId, PairState)| PairBalance {
-            peer,
-            balance: pair.balance(),
-            lanes: u64::try_from(pair.lanes).unwrap_or(0),
-            open: u64::try_from(pair.open).unwrap_or(0),
-        };
-        Ok(self.all_pairs()?.into_iter().map(balance).collect())
+    /// The peer that a key is.
+    pub(super) fn peer_of(&self, key: &[u8]) -> Result<PeerId, ReadError> {
+        <[u8; 32]>::try_from(key).map(PeerId::from_bytes).map_err(|_| self.broken())
     }
 
-    /// See [`super::Ledger::standing`].
-    pub(super) fn standing(&self, peer: PeerId) -> Result<Standing, ReadError> {
-        let pair: PairState = self.get(&self.pairs, peer.as_bytes())?.unwrap_or_default();
-        // More than the unit holds counts as all it holds: no limit on credit is above that.
-        let caps = u64::try_from(pair.open_caps.max(0)).unwrap_or(u64::MAX);
-        Ok(Standing { balance: pair.balance(), open_caps: potluck_protocol::unit::NanoCredit::new(caps) })
+    /// The keys and values of a table whose keys begin with `prefix`, in rising order.
+    pub(super) fn scan(
+        &self,
+        table: Table,
+        prefix: &[u8],
+    ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
+        self.tree.scan_prefix(in_table(table, prefix)).map(|entry| self.entry(entry))
     }
 
-    /// See [`super::Ledger::has_lane`].
-    pub(super) fn has_lane(&self, lane: &LaneId) -> Result<bool, ReadError> {
-        self.lanes.contains_key(lane_key(lane)).map_err(|error| self.failed(&error))
+    /// The keys and values of a table from `first` on, in rising order.
+    pub(super) fn scan_from(
+        &self,
+        table: Table,
+        first: &[u8],
+    ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
+        let range = in_table(table, first)..vec![table as u8 + 1];
+        self.tree.range(range).map(|entry| self.entry(entry))
     }
 
-    /// See [`super::Ledger::lanes`].
-    pub(super) fn lanes(&self, filter: &Filter) -> Result<Vec<LaneSummary>, ReadError> {
-        let from = filter.since.unwrap_or_default().get().to_be_bytes();
-        let limit = filter.limit.unwrap_or(usize::MAX);
-        let mut found = Vec::new();
-        for entry in self.times.range(from..).rev() {
-            if found.len() >= limit {
-                break;
-            }
-            let (key, _) = entry.map_err(|error| self.failed(&error))?;
-            let lane =
-                key.get(8..).filter(|lane| lane.len() == LANE_KEY_BYTES).ok_or_else(|| self.broken())?;
-            let lane: LaneState = self.get(&self.lanes, lane)?.ok_or_else(|| self.broken())?;
-            if filter.peer.is_none_or(|peer| peer == lane.peer(self.me)) {
-                found.push(lane.summary(self.me, self.model(&lane)?));
-            }
-        }
-        Ok(found)
+    fn entry(&self, entry: sled::Result<(IVec, IVec)>) -> Result<(IVec, IVec), ReadError> {
+        let (key, value) = entry.map_err(|error| self.failed(&error))?;
+        Ok((key.subslice(1, key.len().saturating_sub(1)), value))
     }
 
-    fn model(&self, lane: &LaneState) -> Result<Option<ContentHash>, ReadError> {
-        let Some(agreed) = &lane.agreed else { return Ok(None) };
-        let quoted: Option<Quoted> = self.get(&self.quotes, agreed.quote.as_bytes())?;
-        Ok(quoted.map(|quoted| quoted.model))
+    fn count(&self, table: Table) -> Result<u64, ReadError> {
+        self.scan(table, &[]).try_fold(0, |count, entry| entry.map(|_| count + 1))
     }
 
-    fn all_pairs(&self) -> Result<Vec<(PeerId, PairState)>, ReadError> {
-        let mut pairs = Vec::new();
-        for entry in &self.pairs {
-            let (key, value) = entry.map_err(|error| self.failed(&error))?;
-            let peer = <[u8; 32]>::try_from(key.as_ref()).map_err(|_| self.broken())?;
-            pairs.push((PeerId::from_bytes(peer), self.decode(&value)?));
-        }
-        Ok(pairs)
+    /// Is there anything under this key?
+    pub(super) fn has(&self, table: Table, key: &[u8]) -> Result<bool, ReadError> {
+        self.tree.contains_key(in_table(table, key)).map_err(|error| self.failed(&error))
     }
 
-    fn get<T: DeserializeOwned>(&self, tree: &Tree, key: &[u8]) -> Result<Option<T>, ReadError> {
-        let found = tree.get(key).map_err(|error| self.failed(&error))?;
+    /// The value under a key.
+    pub(super) fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, ReadError> {
+        let found = self.tree.get(in_table(table, key)).map_err(|error| self.failed(&error))?;
         found.map(|bytes| self.decode(&bytes)).transpose()
     }
 
-    fn set<T: Serialize>(&self, key: &[u8], value: &T) -> Result<(), ReadError> {
-        let bytes = self.encode(value)?;
-        self.meta.insert(key, bytes).map(drop).map_err(|error| self.failed(&error))
+    fn set<T: Serialize>(&self, table: Table, key: &[u8], value: &T) -> Result<(), ReadError> {
+        let mut writes = Writes::default();
+        writes.put(table, key, self.encode(value)?);
+        self.write(writes)
     }
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, ReadError> {
+    /// Writes all of it or nothing.
+    pub(super) fn write(&self, writes: Writes) -> Result<(), ReadError> {
+        self.tree.apply_batch(writes.0).map_err(|error| self.failed(&error))
+    }
+
+    /// A value as the tables hold it.
+    pub(super) fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, ReadError> {
         postcard::to_stdvec(value).map_err(|_| self.broken())
     }
 
-    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, ReadError> {
+    /// A value that a table holds.
+    pub(super) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, ReadError> {
         postcard::from_bytes(bytes).map_err(|_| self.broken())
     }
 
     fn failed(&self, error: &sled::Error) -> ReadError {
-        ReadError { path: self.path.clone(), why: error.to_string() }
+        self.read_error(error.to_string())
     }
 
-    fn broken(&self) -> ReadError {
-        ReadError { path: self.path.clone(), why: "a value in it is broken".to_owned() }
+    /// A value or key that is not what it should be.
+    pub(super) fn broken(&self) -> ReadError {
+        self.read_error("a value in it is broken".to_owned())
+    }
+
+    /// Why the index cannot be read.
+    pub(super) fn read_error(&self, why: String) -> ReadError {
+        ReadError { path: self.path.clone(), why }
     }
 }
 
-/// Newest last, then by lane.
-fn time_key(lane: &LaneState) -> [u8; 8 + LANE_KEY_BYTES] {
+/// When a lane was opened, and its key: newest last, then by lane.
+pub(super) fn time_key(lane: &LaneState) -> [u8; 8 + LANE_KEY_BYTES] {
     let mut key = [0; 8 + LANE_KEY_BYTES];
     key[..8].copy_from_slice(&lane.opened().get().to_be_bytes());
     key[8..].copy_from_slice(&lane_key(&lane.lane));
     key
-}
-
-fn abort(error: postcard::Error) -> Conflict {
-    ConflictableTransactionError::Abort(error.to_string())
 }

@@ -31,6 +31,8 @@ use super::frame::{
     write_record,
 };
 
+use super::read::{FileId, Spot};
+
 /// The first segment; each is twice the one before, up to [`MAX_SEGMENT_BYTES`].
 const MIN_SEGMENT_BYTES: usize = 1 << 20;
 /// Bounds the memory that a scan takes and the pause that a new segment costs.
@@ -163,6 +165,11 @@ pub(super) fn segment_name(number: u64) -> String {
     format!("journal-1-{number:08}.seg")
 }
 
+/// The file of a segment of Potluck 0.1.
+pub(super) fn old_segment_name(number: u64) -> String {
+    format!("journal-0-{number:08}.seg")
+}
+
 /// The file of a checkpoint that stands for all segments up to `through`.
 pub(super) fn checkpoint_name(through: u64) -> String {
     format!("checkpoint-1-{through:08}.ckp")
@@ -172,6 +179,13 @@ impl End {
     /// Where the records of the first segment after `position` begin.
     pub(super) fn at_header(position: Position) -> Self {
         Self { position, at: HEADER_BYTES, torn: 0, last_group: None, read: 0 }
+    }
+}
+
+impl Place {
+    /// Where the record before it lies.
+    pub(super) fn spot(&self) -> Spot {
+        Spot { file: FileId::Segment(self.segment), offset: self.start }
     }
 }
 
@@ -327,39 +341,6 @@ impl Found {
         scan_bytes(&bytes, &start, (until, is_last), visit)
     }
 
-    /// Calls `visit` for each record whose number is in `wanted` (in order), reading no segment that
-    /// has none of them, if that can be told.
-    pub(super) fn fetch(
-        &self,
-        wanted: &[u64],
-        visit: &mut dyn FnMut(&Entry<'_>) -> Result<(), LedgerError>,
-    ) -> Result<(), LedgerError> {
-        let Some(until) = wanted.last().copied() else { return Ok(()) };
-        let mut position = self.begin();
-        for (nth, segment) in self.segments.iter().enumerate() {
-            if let Some(records) = segment.header.records {
-                position = Position { records, head: segment.header.before };
-            }
-            if position.records >= until {
-                break;
-            }
-            let next = self.segments.get(nth + 1).and_then(|next| next.header.records);
-            let inside = |number: &u64| *number > position.records && next.is_none_or(|next| *number <= next);
-            if next.is_some() && !wanted.iter().any(inside) {
-                continue;
-            }
-            let before = End::at_header(position);
-            let mut visit_wanted = |entry: &Entry<'_>| {
-                let is_wanted = wanted.binary_search(&entry.place.position.records).is_ok();
-                if is_wanted { visit(entry) } else { Ok(()) }
-            };
-            let bounds = (until, nth + 1 == self.segments.len());
-            position =
-                self.scan_segment(segment, length(HEADER_BYTES), before, bounds, &mut visit_wanted)?.position;
-        }
-        Ok(())
-    }
-
     fn read(&self, segment: &Segment, from: u64, len: u64) -> Result<Vec<u8>, LedgerError> {
         let path = self.disk.path(&segment.name);
         let file = self.disk.open(&segment.name).map_err(io_error("open", &path))?;
@@ -453,16 +434,16 @@ impl Journal {
         self.segment
     }
 
-    /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives
-    /// the place after it. After an error the journal's end is unknown: the caller must not append
+    /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives the
+    /// place after it, and at which byte of that segment each record begins. After an error the journal's end is unknown: the caller must not append
     /// again (a sync reports a lost page only once).
-    pub(super) fn append(&mut self, group: &[(u8, &[u8])], now: UnixMillis) -> io::Result<Place> {
+    pub(super) fn append(&mut self, group: &[(u8, &[u8])], now: UnixMillis) -> io::Result<(Place, Vec<u64>)> {
         let mut bytes = Vec::new();
         let mut position = self.position;
-        let mut last = 0;
+        let mut starts = Vec::with_capacity(group.len());
         for (nth, (kind, payload)) in group.iter().enumerate() {
             let mark = if nth == 0 { FIRST_OF_GROUP } else { 0 };
-            last = bytes.len();
+            starts.push(bytes.len());
             position = Position {
                 records: position.records + 1,
                 head: write_record(&mut bytes, kind | mark, &position.head, payload)?,
@@ -475,10 +456,11 @@ impl Journal {
         fault::point(fault::GROUP_WRITTEN);
         self.file.sync_data()?;
         fault::point(fault::GROUP_SYNCED);
-        let start = length(self.at + last);
+        let starts: Vec<_> = starts.into_iter().map(|start| length(self.at + start)).collect();
+        let start = starts.last().copied().unwrap_or_else(|| length(self.at));
         self.at += bytes.len();
         self.position = position;
-        Ok(Place { position, segment: self.segment, start, end: length(self.at) })
+        Ok((Place { position, segment: self.segment, start, end: length(self.at) }, starts))
     }
 
     fn roll(&mut self, now: UnixMillis) -> io::Result<()> {

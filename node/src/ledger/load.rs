@@ -10,19 +10,22 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use potluck_protocol::id::PeerId;
 
+use super::account::Part;
+use super::apply::Numbered;
+use super::check::decode;
 use super::checkpoint::{self, Item};
 use super::error::{LedgerError, ReadError};
 use super::index::{Base, Index};
 use super::journal::{End, Entry, Found, Place};
-use super::record::Checked;
-use super::view::{PairState, RetiredLane};
+use super::lane::RetiredLane;
+use super::read::{FileId, Spot};
 
 /// Records that enter the index together when it is brought up to date.
 const GROUP: usize = 1_024;
 /// A rebuild that takes longer shows its progress.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 
-type Sums = BTreeMap<PeerId, PairState>;
+type Sums = BTreeMap<PeerId, Part>;
 
 /// How far a ledger is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +99,7 @@ fn file_size(found: &Found, name: &str) -> Result<u64, LedgerError> {
 struct Loader<'a> {
     index: &'a Index,
     me: PeerId,
-    group: Vec<(u64, Checked)>,
+    group: Vec<Numbered>,
     place: Option<Place>,
     /// Bytes of files read before the present one.
     before: u64,
@@ -120,8 +123,8 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn push(&mut self, number: u64, checked: Checked) -> Result<(), LedgerError> {
-        self.group.push((number, checked));
+    fn push(&mut self, record: Numbered) -> Result<(), LedgerError> {
+        self.group.push(record);
         if self.group.len() >= GROUP { self.apply() } else { Ok(()) }
     }
 
@@ -134,15 +137,13 @@ impl<'a> Loader<'a> {
     }
 
     fn entry(&mut self, entry: &Entry<'_>) -> Result<(), LedgerError> {
-        let checked = Checked::from_journal(entry.kind, entry.payload, self.me).map_err(|source| {
-            LedgerError::BadRecord { file: entry.file.to_owned(), offset: entry.place.start, source }
-        })?;
+        let record = decode(entry, self.me)?;
         if self.place.is_some_and(|place| place.segment != entry.place.segment) {
             self.before += self.place.map_or(0, |place| place.end);
         }
         self.progress.done = (self.before + entry.place.end).min(self.progress.total);
         self.place = Some(entry.place);
-        self.push(entry.place.position.records, checked)
+        self.push(record)
     }
 
     /// Takes in a checkpoint, and checks that its lanes add up to its balances.
@@ -152,7 +153,10 @@ impl<'a> Loader<'a> {
         let said = checkpoint::read(&*found.disk, name, found.owner, &mut |item, read| {
             self.progress.done = read;
             match item {
-                Item::Object(number, checked) => return self.push(number, checked),
+                Item::Object(number, offset, checked) => {
+                    let file = FileId::Checkpoint(found.through());
+                    return self.push(Numbered { number, spot: Spot { file, offset }, checked });
+                }
                 Item::Lane(lane) => retired.push(lane),
                 Item::Pair(peer, pair) => _ = stated.insert(peer, pair),
             }
@@ -174,7 +178,7 @@ impl<'a> Loader<'a> {
         self.apply()?;
         for (peer, part) in self.index.restore(retired).map_err(unwritable)? {
             let sum = sums.entry(peer).or_default();
-            *sum = sum.exchange(PairState::default(), part);
+            *sum = sum.and(part);
         }
         retired.clear();
         Ok(())

@@ -8,11 +8,14 @@
 //!
 //! ```text
 //! append ──check signature──▶ channel ──▶ writer thread: sign-once │ journal, one fdatasync │ index ──▶ durable
-//! totals, pairs, lanes, standing ◀───────────────────────────────────────────────────── index
-//! objects, check ◀──────────────────────────────────────────── checkpoint, segments
+//! totals, standing, book, heads ◀────────────────────────────────────────────────────── index
+//! objects, statement, beyond ◀── one by one ── checkpoint, segments ◀── where they lie ── index
+//! each_object, check ◀───────────── all of ── checkpoint, segments
 //! tend ──a segment is full──▶ compaction: old segments ──▶ checkpoint, signed
 //! ```
 
+mod account;
+mod apply;
 mod check;
 mod checkpoint;
 mod compact;
@@ -22,10 +25,16 @@ pub mod fault;
 mod frame;
 mod index;
 mod journal;
+mod keep;
+mod lane;
 mod load;
+mod money;
+mod pairs;
+mod read;
 mod record;
 pub mod report;
 mod seal;
+mod slot;
 mod view;
 mod writer;
 
@@ -44,7 +53,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use potluck_protocol::id::{LaneId, PeerId};
+use potluck_protocol::id::PeerId;
 use potluck_protocol::sign::SigningKey;
 use potluck_protocol::unit::UnixMillis;
 use tokio::sync::{mpsc, oneshot};
@@ -52,17 +61,17 @@ use tokio::sync::{mpsc, oneshot};
 pub use check::{Checkup, read_segment};
 pub use compact::{Compacted, Retention};
 pub use error::{AppendError, CompactError, LedgerError, ReadError};
+pub use keep::Kept;
 pub use load::Progress;
 pub use record::{Kind, Record, RecordError, VerifiedRecord};
-pub use view::{Filter, LaneRole, LaneSummary, PairBalance, Standing, Totals};
+pub use view::{Filter, LaneRole, LaneSummary, PairBalance, Totals};
 
 use compact::Plan;
 use disk::{Disk, Folder};
 use index::Index;
-use journal::{Found, MAX_GROUP_BYTES};
-use record::Checked;
+use journal::Found;
 use seal::Sealer;
-use writer::{Batch, Request, Writer, batch_bytes};
+use writer::{Request, Writer};
 
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;
@@ -169,7 +178,7 @@ impl Ledger {
             read_bytes: loaded.read_bytes,
         };
         let journal = found.into_journal(end, wall_now())?;
-        let horizon = horizon.max(loaded.index.horizon()?);
+        let horizon = horizon.max(loaded.index.horizon());
         let failed = Arc::new(AtomicBool::new(false));
         let (roll, rolled) = sync_channel(1);
         let (inbox, requests) = mpsc::channel(QUEUE);
@@ -192,91 +201,8 @@ impl Ledger {
         Ok((Self { shared: Arc::new(shared) }, report))
     }
 
-    /// Keeps `records`, all or none; they are on the disk when this returns. What is kept already
-    /// is not kept twice. A caller that stops waiting does not undo it.
-    ///
-    /// # Errors
-    /// When an object is forged, not ours, or fills a slot that another object has; or when the disk
-    /// fails, after which every append fails.
-    pub async fn append(&self, records: Vec<Record>) -> Result<(), AppendError> {
-        let me = self.shared.me;
-        self.keep(records.into_iter().map(|it| Checked::new(it, me)).collect::<Result<_, _>>()?).await
-    }
-
-    /// As [`Ledger::append`], for objects that this process signed or verified already.
-    ///
-    /// # Errors
-    /// As [`Ledger::append`]; none is forged.
-    pub async fn append_verified(&self, records: Vec<VerifiedRecord>) -> Result<(), AppendError> {
-        let me = self.shared.me;
-        self.keep(records.into_iter().map(|it| Checked::from_verified(it, me)).collect::<Result<_, _>>()?)
-            .await
-    }
-
-    async fn keep(&self, records: Vec<Checked>) -> Result<(), AppendError> {
-        let bytes = batch_bytes(&records);
-        if bytes > MAX_GROUP_BYTES {
-            return Err(AppendError::TooLarge { bytes, max: MAX_GROUP_BYTES });
-        }
-        let (answer, outcome) = oneshot::channel();
-        let request = Request::Keep(Batch { records, answer });
-        self.inbox()?.send(request).await.map_err(|_| AppendError::Stopped)?;
-        outcome.await.map_err(|_| AppendError::Stopped)?
-    }
-
     fn inbox(&self) -> Result<&mpsc::Sender<Request>, AppendError> {
         self.shared.inbox.as_ref().ok_or(AppendError::Stopped)
-    }
-
-    /// What all lanes add up to: the latest voucher of each.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn totals(&self) -> Result<Totals, ReadError> {
-        self.shared.index.totals()
-    }
-
-    /// The balance with each peer that we ever had a lane with.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn pairs(&self) -> Result<Vec<PairBalance>, ReadError> {
-        self.shared.index.pairs()
-    }
-
-    /// Lanes that pass `filter`, newest first.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn lanes(&self, filter: &Filter) -> Result<Vec<LaneSummary>, ReadError> {
-        self.shared.index.lanes(filter)
-    }
-
-    /// Is anything kept of this lane?
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn has_lane(&self, lane: &LaneId) -> Result<bool, ReadError> {
-        self.shared.index.has_lane(lane)
-    }
-
-    /// Where we stand with `peer`; all zeros for a stranger.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn standing(&self, peer: PeerId) -> Result<Standing, ReadError> {
-        self.shared.index.standing(peer)
-    }
-
-    /// The objects of a lane and the quote that it rests on, in the order in which they were kept; of a
-    /// retired lane those that prove its outcome. Reads the journal's files: not for a busy moment.
-    ///
-    /// # Errors
-    /// When the index or the journal cannot be read.
-    pub fn objects(&self, lane: &LaneId) -> Result<Vec<Record>, LedgerError> {
-        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
-        let numbers = self.shared.index.numbers(lane)?;
-        check::fetch(&Found::survey(self.shared.disk.clone(), self.shared.me)?, &numbers)
     }
 
     /// Calls `visit` for every object that is kept, in the order in which they were kept.
@@ -287,8 +213,8 @@ impl Ledger {
         let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
         let found = Found::survey(self.shared.disk.clone(), self.shared.me)?;
         let until = self.shared.index.place()?.map_or(0, |place| place.position.records);
-        check::each(&found, until, &mut |_, checked| {
-            visit(checked.record);
+        check::each(&found, until, &mut |numbered| {
+            visit(numbered.checked.record);
             Ok(())
         })
         .map(drop)
@@ -329,6 +255,7 @@ impl Ledger {
         let inbox = self.inbox().map_err(|_| CompactError::Stopped)?;
         inbox.blocking_send(request).map_err(|_| CompactError::Stopped)?;
         outcome.blocking_recv().ok().and_then(Result::ok).ok_or(CompactError::Stopped)?;
+        let _retired = Retiring { inbox };
         let (compacted, base) = plan.write(index, key, wall_now())?;
         plan.reindex(index, base)?;
         let _nobody_reads = files.write().unwrap_or_else(PoisonError::into_inner);
@@ -354,6 +281,18 @@ impl Ledger {
     }
 }
 
+/// While it lives, lanes that are put away take nothing.
+struct Retiring<'a> {
+    inbox: &'a mpsc::Sender<Request>,
+}
+
+impl Drop for Retiring<'_> {
+    fn drop(&mut self) {
+        // A writer that is gone takes nothing anyway.
+        let _ = self.inbox.blocking_send(Request::Retired);
+    }
+}
+
 fn tend(shared: &Weak<Shared>, rolled: &Receiver<()>, key: &SigningKey, retention: Retention) {
     loop {
         let Some(shared) = shared.upgrade() else { return };
@@ -367,7 +306,7 @@ fn tend(shared: &Weak<Shared>, rolled: &Receiver<()>, key: &SigningKey, retentio
     }
 }
 
-/// Our wall clock: for the age of segments only.
+/// Our wall clock: for the age of segments, and of lanes in which nothing happens.
 fn wall_now() -> UnixMillis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

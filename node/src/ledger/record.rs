@@ -1,27 +1,27 @@
-//! Records: the signed objects that a ledger keeps, and the slot each one takes for ever.
+//! Records: the signed objects that a ledger keeps.
 //!
-//! Owns: [`Record`], its stable kind numbers, its slot, what compaction does with it, and the check of
-//! its signature. Never: writes. Called by the ledger's front (before an append), by the index (on a
-//! rebuild) and by compaction.
+//! Owns: [`Record`], its stable kind numbers, which slot it takes, what compaction does with it, and the
+//! check of its signature. Never: writes. Called by the ledger's front (before an append), by the index
+//! (on a rebuild) and by compaction.
 //!
 //! A new kind of object takes three steps, all here: a line in `kinds!` with a number that was never
 //! used, `Recorded` for its type, and, when it changes what a lane comes to, an arm in
-//! [`super::view::LaneState::take`].
+//! [`super::lane::LaneState::take`].
 
 use std::fmt;
 
+use potluck_protocol::balance::{Cancel, Countersign, PairState, Raise};
+use potluck_protocol::codec::Bounded as _;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::offer::Quote;
-use potluck_protocol::settle::{Accept, Close, Contract, Meter, Receipt, Voucher};
+use potluck_protocol::proof::{Equivocation, ProofError};
+use potluck_protocol::settle::{Abandon, Accept, Close, Contract, Meter, Receipt, Voucher};
 use potluck_protocol::sign::{SignError, Signable, Signed, Verified, preimage};
+use potluck_protocol::statement::Statement;
+use potluck_protocol::unit::UnixMillis;
 use potluck_protocol::wire::{self, WireError};
 
-/// Bytes of a slot's key in the index.
-pub(super) const SLOT_KEY_BYTES: usize = LANE_HASH_BYTES + 1 + 4;
-/// Bytes that stand for a lane in a slot's key: nobody finds two lanes with the same.
-const LANE_HASH_BYTES: usize = 16;
-/// Bytes of a lane's key in the index.
-pub(super) const LANE_KEY_BYTES: usize = 32 + 32 + 4 + 8;
+use super::slot::{Slot, SlotKey, Subject, side};
 
 /// What compaction does with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,6 @@ pub(super) enum Keep {
     Evidence,
     /// The newest of its kind in the lane proves it; the others go when the lane is retired.
     Newest,
-    /// It mattered while the lane ran: it goes when the lane is retired.
-    Passing,
 }
 
 /// A kind of object that the ledger keeps.
@@ -41,8 +39,8 @@ pub(super) trait Recorded: Signable + Clone {
     /// What compaction does with it.
     const KEEP: Keep;
 
-    /// In which lane, and which of its kind there.
-    fn place(&self) -> Result<(LaneId, u32), RecordError>;
+    /// What it fills.
+    fn slot(&self) -> Result<Slot, RecordError>;
 }
 
 macro_rules! kinds {
@@ -51,6 +49,8 @@ macro_rules! kinds {
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Record {
             $($(#[$doc])* $name(Signed<$body>),)*
+            /// That somebody signed two things in one place.
+            Proof(Box<Equivocation>),
         }
 
         /// Kinds of record. The numbers are the journal's format: none is ever reused.
@@ -58,6 +58,8 @@ macro_rules! kinds {
         #[repr(u8)]
         pub enum Kind {
             $(#[doc = concat!("[`Record::", stringify!($name), "`]")] $name = $number,)*
+            /// [`Record::Proof`]
+            Proof = 13,
         }
 
         impl Kind {
@@ -65,6 +67,7 @@ macro_rules! kinds {
             pub(super) fn from_number(number: u8) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$name),)*
+                    13 => Some(Self::Proof),
                     _ => None,
                 }
             }
@@ -73,6 +76,7 @@ macro_rules! kinds {
             pub(super) fn keep(self) -> Keep {
                 match self {
                     $(Self::$name => <$body as Recorded>::KEEP,)*
+                    Self::Proof => Keep::Apart,
                 }
             }
         }
@@ -81,6 +85,7 @@ macro_rules! kinds {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(match self {
                     $(Self::$name => $text,)*
+                    Self::Proof => "proof",
                 })
             }
         }
@@ -90,14 +95,19 @@ macro_rules! kinds {
             fn decode(kind: Kind, payload: &[u8]) -> Result<Self, WireError> {
                 Ok(match kind {
                     $(Kind::$name => Self::$name(wire::decode(payload)?),)*
+                    Kind::Proof => Self::Proof(wire::decode(payload)?),
                 })
             }
 
-            fn slot(&self) -> Result<Slot, RecordError> {
-                let (kind, (lane, k)) = match self {
-                    $(Self::$name(it) => (Kind::$name, it.body.place()?),)*
-                };
-                Ok(Slot { kind, lane, k })
+            /// What it fills.
+            pub(super) fn slot(&self) -> Result<Slot, RecordError> {
+                match self {
+                    $(Self::$name(it) => it.body.slot(),)*
+                    Self::Proof(it) => {
+                        let subject = Subject::Convict(it.first.signer());
+                        Ok(Slot { kind: Kind::Proof, subject, k: 0 })
+                    }
+                }
             }
 
             /// Which kind it is of.
@@ -105,30 +115,55 @@ macro_rules! kinds {
             pub fn kind(&self) -> Kind {
                 match self {
                     $(Self::$name(_) => Kind::$name,)*
+                    Self::Proof(_) => Kind::Proof,
                 }
             }
 
             fn encoded(&self) -> Result<Vec<u8>, WireError> {
                 match self {
                     $(Self::$name(it) => wire::encode(it),)*
+                    Self::Proof(it) => wire::encode(it),
                 }
             }
 
-            fn verify(&self) -> Result<(), SignError> {
-                match self {
-                    $(Self::$name(it) => it.clone().verify().map(drop),)*
-                }
+            /// Checks what is signed; gives its digest.
+            fn verify(&self) -> Result<Digest, RecordError> {
+                Ok(match self {
+                    $(Self::$name(it) => it.clone().verify()?.digest(),)*
+                    Self::Proof(it) => {
+                        it.verify()?;
+                        it.digest()?
+                    }
+                })
             }
 
-            /// Its digest: blake3 of what is signed.
+            /// Its digest: blake3 of what is signed; of a proof, of all of it.
             ///
             /// # Errors
             /// When it does not fit a frame.
             pub fn digest(&self) -> Result<Digest, WireError> {
                 let preimage = match self {
                     $(Self::$name(it) => preimage(&it.body)?,)*
+                    Self::Proof(it) => return it.digest(),
                 };
                 Ok(Digest::from_bytes(*blake3::hash(&preimage).as_bytes()))
+            }
+
+            /// As the law reads it; `None` for a proof.
+            #[must_use]
+            pub fn statement(&self) -> Option<Statement> {
+                match self {
+                    $(Self::$name(it) => Some(it.clone().into()),)*
+                    Self::Proof(_) => None,
+                }
+            }
+        }
+
+        impl From<Statement> for Record {
+            fn from(statement: Statement) -> Self {
+                match statement {
+                    $(Statement::$name(it) => Self::$name(*it),)*
+                }
             }
         }
 
@@ -155,48 +190,84 @@ kinds! {
     Receipt(Receipt) = 6, "receipt";
     /// The end of a lane.
     Close(Close) = 7, "close";
+    /// The end of a lane in which nothing happened for a day.
+    Abandon(Abandon) = 8, "abandoning";
+    /// A balance proposed.
+    State(PairState) = 9, "balance";
+    /// A balance agreed.
+    Countersign(Countersign) = 10, "countersignature";
+    /// A balance refused.
+    Cancel(Cancel) = 11, "refusal of a balance";
+    /// An epoch begun.
+    Raise(Raise) = 12, "epoch";
 }
 
 impl Recorded for Quote {
     const KEEP: Keep = Keep::Apart;
 
     /// Its serial stands in the lane's number.
-    fn place(&self) -> Result<(LaneId, u32), RecordError> {
+    fn slot(&self) -> Result<Slot, RecordError> {
         let Self { renter, provider, serial, .. } = *self;
-        Ok((LaneId { renter, provider, epoch: 0, lane: serial }, 0))
+        let lane = LaneId { renter, provider, epoch: 0, lane: serial };
+        Ok(Slot { kind: Kind::Quote, subject: Subject::Lane(lane), k: 0 })
     }
 }
 
-/// The place of an object that a lane has one of, or numbers from 1.
+/// The slot of an object that a lane has one of, numbers from 1, or has one of from each side.
 macro_rules! in_lane {
-    ($body:ty, $keep:ident, $k:expr) => {
-        impl Recorded for $body {
+    ($name:ident, $keep:ident, $k:expr) => {
+        impl Recorded for $name {
             const KEEP: Keep = Keep::$keep;
 
-            fn place(&self) -> Result<(LaneId, u32), RecordError> {
-                let k: fn(&Self) -> u32 = $k;
-                Ok((self.lane, k(self)))
+            fn slot(&self) -> Result<Slot, RecordError> {
+                let k: fn(&Self) -> Result<u32, RecordError> = $k;
+                Ok(Slot { kind: Kind::$name, subject: Subject::Lane(self.lane), k: k(self)? })
             }
         }
     };
 }
 
-in_lane!(Contract, Evidence, |_| 0);
-in_lane!(Accept, Passing, |_| 0);
-in_lane!(Meter, Passing, |it| it.k);
-in_lane!(Voucher, Newest, |it| it.k);
-in_lane!(Receipt, Newest, |it| it.k);
+in_lane!(Contract, Evidence, |_| Ok(0));
+in_lane!(Accept, Evidence, |_| Ok(0));
+in_lane!(Meter, Newest, |it| Ok(it.k));
+in_lane!(Voucher, Newest, |it| Ok(it.k));
+in_lane!(Receipt, Newest, |it| Ok(it.k));
+in_lane!(Close, Evidence, |it| side(&it.lane, it.by));
+in_lane!(Abandon, Evidence, |it| side(&it.lane, it.by));
 
-impl Recorded for Close {
-    const KEEP: Keep = Keep::Evidence;
+/// The slot of what one signer says of a pair's balance.
+macro_rules! of_pair {
+    ($name:ident, $slot:expr) => {
+        impl Recorded for $name {
+            /// Few and small; they are the whole history of what was agreed and paid.
+            const KEEP: Keep = Keep::Apart;
 
-    /// 0 by the renter and 1 by the provider: both may close.
-    fn place(&self) -> Result<(LaneId, u32), RecordError> {
-        let (lane, by) = (self.lane, self.by);
-        if by != lane.renter && by != lane.provider {
-            return Err(RecordError::StrangerCloses { by });
+            fn slot(&self) -> Result<Slot, RecordError> {
+                let slot: fn(&Self) -> Result<Slot, RecordError> = $slot;
+                slot(self)
+            }
         }
-        Ok((lane, u32::from(by == lane.provider)))
+    };
+}
+
+of_pair!(PairState, |it| Slot::step(it.pair, it.by, it.epoch, it.n));
+of_pair!(Countersign, |it| Slot::step(it.pair, it.by, it.epoch, it.n));
+of_pair!(Cancel, |it| Slot::step(it.pair, it.by, it.epoch, it.n));
+of_pair!(Raise, |it| Slot::raise(it.pair, it.by, it.epoch));
+
+impl Record {
+    /// What its signer is bound to in its slot, given its digest.
+    fn commitment(&self, digest: Digest) -> Digest {
+        match self {
+            Self::Countersign(it) => it.body.state,
+            _ => digest,
+        }
+    }
+}
+
+impl From<Equivocation> for Record {
+    fn from(proof: Equivocation) -> Self {
+        Self::Proof(Box::new(proof))
     }
 }
 
@@ -205,46 +276,6 @@ impl Kind {
     pub(super) fn number(self) -> u8 {
         self as u8
     }
-}
-
-/// What at most one object may ever fill (invariant I7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Slot {
-    /// Of which kind.
-    pub(super) kind: Kind,
-    /// In which lane (see [`Recorded::place`]).
-    pub(super) lane: LaneId,
-    /// Which of its kind.
-    pub(super) k: u32,
-}
-
-impl Slot {
-    /// Its key in the index: the slots of a lane lie side by side.
-    pub(super) fn key(&self) -> [u8; SLOT_KEY_BYTES] {
-        let mut key = [0; SLOT_KEY_BYTES];
-        key[..LANE_HASH_BYTES].copy_from_slice(&slot_prefix(&self.lane));
-        key[LANE_HASH_BYTES] = self.kind.number();
-        key[LANE_HASH_BYTES + 1..].copy_from_slice(&self.k.to_be_bytes());
-        key
-    }
-}
-
-/// What the keys of all slots of a lane begin with.
-pub(super) fn slot_prefix(lane: &LaneId) -> [u8; LANE_HASH_BYTES] {
-    let hash = blake3::hash(&lane_key(lane));
-    let mut prefix = [0; LANE_HASH_BYTES];
-    prefix.copy_from_slice(&hash.as_bytes()[..LANE_HASH_BYTES]);
-    prefix
-}
-
-/// A lane's key in the index: all its fields, big-endian.
-pub(super) fn lane_key(lane: &LaneId) -> [u8; LANE_KEY_BYTES] {
-    let mut key = [0; LANE_KEY_BYTES];
-    key[..32].copy_from_slice(lane.renter.as_bytes());
-    key[32..64].copy_from_slice(lane.provider.as_bytes());
-    key[64..68].copy_from_slice(&lane.epoch.to_be_bytes());
-    key[68..].copy_from_slice(&lane.lane.to_be_bytes());
-    key
 }
 
 /// Why an object may not enter this ledger. Fault: whoever made it.
@@ -263,25 +294,32 @@ pub enum RecordError {
         number: u8,
     },
     /// Between others, or between us and ourselves.
-    #[error(
-        "the {kind} is between {renter} and {provider}; this ledger keeps what is between {me} and others"
-    )]
+    #[error("the {kind} is between {one} and {other}; this ledger keeps what is between {me} and others")]
     NotOurs {
         /// Which kind of object.
         kind: Kind,
-        /// Who pays.
-        renter: PeerId,
-        /// Who works.
-        provider: PeerId,
+        /// One of the two.
+        one: PeerId,
+        /// The other.
+        other: PeerId,
         /// Whose ledger this is.
         me: PeerId,
     },
-    /// A close by somebody outside the lane.
-    #[error("{by} closes a lane that is not its own")]
-    StrangerCloses {
+    /// Signed by somebody who has no part in it.
+    #[error("{by} signs what is not its own")]
+    Stranger {
         /// Who.
         by: PeerId,
     },
+    /// A countersignature whose state is not held: whoever has both shows both.
+    #[error("a countersignature came without the balance that it agrees to")]
+    StateMissing,
+    /// The provider gave the number of one quote to another. That breaks no promise: it is bound to both.
+    #[error("the provider gave this quote's number to another quote before")]
+    SerialTaken,
+    /// A proof that proves nothing.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
 }
 
 /// An object whose signature this process made or checked: keeping it costs no second check.
@@ -296,8 +334,14 @@ pub struct VerifiedRecord {
 pub(super) struct Checked {
     /// What it fills.
     pub(super) slot: Slot,
+    /// The slot's key.
+    pub(super) key: SlotKey,
     /// What it is.
     pub(super) digest: Digest,
+    /// What its signer is bound to in its slot: its own digest; of a countersignature, the state's.
+    pub(super) commitment: Digest,
+    /// When we heard of it, by our clock; `None` for what came late: by sync, import or rebuild.
+    pub(super) heard: Option<UnixMillis>,
     /// Canonical bytes of the signed object.
     pub(super) payload: Vec<u8>,
     /// The object itself.
@@ -305,10 +349,12 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Checks signature and parties.
+    /// Checks signature, bounds and parties.
     pub(super) fn new(record: Record, me: PeerId) -> Result<Self, RecordError> {
-        record.verify()?;
-        let digest = record.digest()?;
+        if let Record::State(state) = &record {
+            state.body.check_bounds()?;
+        }
+        let digest = record.verify()?;
         Self::from_verified(VerifiedRecord { digest, record }, me)
     }
 
@@ -329,7 +375,23 @@ impl Checked {
 
     /// Checks the signature again.
     pub(super) fn verify(&self) -> Result<(), RecordError> {
-        Ok(self.record.verify()?)
+        self.record.verify().map(drop)
+    }
+
+    /// The slot's key and the commitment of a record that would belong here, its signature apart.
+    pub(super) fn unsigned(record: &Record, me: PeerId) -> Result<(SlotKey, Digest), RecordError> {
+        let slot = Self::place(record, me)?;
+        Ok((slot.key(), record.commitment(record.digest()?)))
+    }
+
+    fn place(record: &Record, me: PeerId) -> Result<Slot, RecordError> {
+        let slot = record.slot()?;
+        if let Some((one, other)) = slot.between()
+            && (one == other || (one != me && other != me))
+        {
+            return Err(RecordError::NotOurs { kind: record.kind(), one, other, me });
+        }
+        Ok(slot)
     }
 
     fn placed(
@@ -337,11 +399,8 @@ impl Checked {
         payload: Vec<u8>,
         me: PeerId,
     ) -> Result<Self, RecordError> {
-        let slot = record.slot()?;
-        let LaneId { renter, provider, .. } = slot.lane;
-        if renter == provider || (renter != me && provider != me) {
-            return Err(RecordError::NotOurs { kind: slot.kind, renter, provider, me });
-        }
-        Ok(Self { slot, digest, payload, record })
+        let slot = Self::place(&record, me)?;
+        let commitment = record.commitment(digest);
+        Ok(Self { slot, key: slot.key(), digest, commitment, heard: None, payload, record })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
-use potluck_protocol::id::{ContentHash, Digest};
+use potluck_protocol::credit::Standing;
+use potluck_protocol::id::{ContentHash, Digest, LaneId};
 use potluck_protocol::job::FinishReason;
 use potluck_protocol::offer::{Hardware, Protection, Quote, Terms};
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Receipt, Usage, Voucher};
@@ -14,7 +15,9 @@ use proptest::prelude::*;
 
 use super::disk::length;
 use super::frame::{FIRST_OF_GROUP, HEADER_BYTES, parse};
+use super::index::Table;
 use super::journal::segment_name;
+use super::record::Checked;
 use super::*;
 
 mod compaction;
@@ -22,6 +25,8 @@ mod crash;
 mod journal;
 mod power;
 
+/// Not long after the sample lanes were opened.
+const NOW: UnixMillis = UnixMillis::new(10_000);
 const MODEL: ContentHash = ContentHash::from_bytes([3; 32]);
 
 fn key(seed: u8) -> SigningKey {
@@ -183,8 +188,8 @@ fn answers(ledger: &Ledger) -> Answers {
         ledger.totals().unwrap(),
         ledger.pairs().unwrap(),
         ledger.lanes(&Filter::default()).unwrap(),
-        ledger.standing(key(2).peer()).unwrap(),
-        ledger.standing(key(3).peer()).unwrap(),
+        ledger.standing(key(2).peer(), NOW).unwrap(),
+        ledger.standing(key(3).peer(), NOW).unwrap(),
     )
 }
 
@@ -201,8 +206,11 @@ async fn it_adds_up_and_a_reopened_ledger_answers_the_same() {
     let home = tempfile::tempdir().unwrap();
     let before = filled(home.path()).await;
     assert_eq!(before.0, Totals { owed_to_us: 111, we_owe: 11, balance: 100 });
-    assert_eq!(before.3, Standing { balance: 111, open_caps: NanoCredit::new(1_000_000 - 100) });
-    assert_eq!(before.4, Standing { balance: -11, open_caps: NanoCredit::ZERO });
+    assert_eq!(
+        before.3,
+        Standing { balance: 111, open_caps: NanoCredit::new(1_000_000 - 100), ..Standing::default() }
+    );
+    assert_eq!(before.4, Standing { balance: -11, ..Standing::default() });
     let (ledger, report) = open(home.path());
     assert_eq!(brief(report), (16, false, 0));
     assert_eq!(answers(&ledger), before);
@@ -245,14 +253,15 @@ async fn a_lost_or_broken_index_is_built_anew() {
     rebuilt("deleted");
     fs::write(path.join("db"), vec![0x5a; 100_000]).unwrap();
     rebuilt("overwritten data");
-    let db = sled::open(&path).unwrap();
-    db.open_tree("slots-1").unwrap().pop_min().unwrap();
-    drop(db);
-    rebuilt("a slot lost");
-    let db = sled::open(&path).unwrap();
-    db.open_tree("pairs-1").unwrap().clear().unwrap();
-    drop(db);
-    rebuilt("balances lost");
+    // Whatever table loses a key, the others tell.
+    for table in [Table::Slots, Table::Lanes, Table::Times, Table::Open, Table::Accounts, Table::Quotes] {
+        let db = sled::open(&path).unwrap();
+        let tree = db.open_tree("index-2").unwrap();
+        let (lost, _) = tree.scan_prefix([table as u8]).next().unwrap().unwrap();
+        tree.remove(lost).unwrap();
+        drop((tree, db));
+        rebuilt(&format!("{table:?}"));
+    }
 }
 
 #[tokio::test]

@@ -11,14 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use potluck_protocol::id::Digest;
+use potluck_protocol::sign::Signed;
 use tokio::sync::{mpsc, oneshot};
 
-use super::error::AppendError;
+use super::apply::Numbered;
+use super::error::{AppendError, ReadError};
 use super::fault;
 use super::frame::record_bytes;
 use super::index::Index;
 use super::journal::{Journal, MAX_GROUP_BYTES};
-use super::record::{Checked, Keep, Slot};
+use super::read::{FileId, Spot};
+use super::record::{Checked, Kind, Record};
+use super::slot::{Slot, SlotKey};
 use super::wall_now;
 
 /// After so many records the index is flushed: what a restart after a crash reads again at most.
@@ -27,10 +31,41 @@ const FLUSH_EVERY: u64 = 4_096;
 /// One batch, and where its outcome goes.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Kept all or none, except what is kept already.
+    /// What to keep, unless it is kept already.
     pub(super) records: Vec<Checked>,
-    /// Told once the batch is durable.
-    pub(super) answer: oneshot::Sender<Result<(), AppendError>>,
+    /// All or none? Else each by itself.
+    pub(super) whole: bool,
+    /// Told once what is kept of the batch is durable.
+    pub(super) answer: oneshot::Sender<Result<Vec<Outcome>, AppendError>>,
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is durable now.
+    New,
+    /// It was before.
+    Known,
+    /// Another one fills its slot.
+    Taken {
+        /// The one that was offered.
+        offered: Box<Checked>,
+        /// What fills the slot.
+        held: Digest,
+        /// The one that does, where the index does not know it yet.
+        rival: Option<Box<Record>>,
+    },
+    /// Its lane is put away.
+    Retired(Slot),
+    /// It agrees to a balance that is not held.
+    StateMissing,
+}
+
+impl Outcome {
+    /// Is the record kept?
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::New | Self::Known)
+    }
 }
 
 /// What the writer is asked.
@@ -38,13 +73,15 @@ pub(super) struct Batch {
 pub(super) enum Request {
     /// Keep these.
     Keep(Batch),
-    /// From now on lanes that were closed by this record take nothing more.
+    /// From now on lanes that ended by this record take nothing more.
     Retire {
         /// The record's number.
         horizon: u64,
         /// Told once it holds.
         answer: oneshot::Sender<Result<(), AppendError>>,
     },
+    /// From now on they take again what they can never have held.
+    Retired,
 }
 
 /// Bytes of the journal that `records` take.
@@ -58,6 +95,8 @@ pub(super) struct Writer {
     journal: Journal,
     index: Index,
     horizon: u64,
+    /// Are books being put away?
+    retiring: bool,
     flushed: u64,
     failed: Option<AppendError>,
     /// Seen by who seals the index.
@@ -67,8 +106,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer over a journal and an index that reflects all of it; lanes closed by record `horizon`
-    /// are retired.
+    /// A writer over a journal and an index that reflects all of it; lanes that ended by record
+    /// `horizon` are retired.
     pub(super) fn new(
         journal: Journal,
         index: Index,
@@ -77,7 +116,7 @@ impl Writer {
         rolled: SyncSender<()>,
     ) -> Self {
         let flushed = journal.position().records;
-        Self { journal, index, horizon, flushed, failed: None, has_failed, rolled }
+        Self { journal, index, horizon, retiring: false, flushed, failed: None, has_failed, rolled }
     }
 
     /// The thread's whole life.
@@ -92,8 +131,10 @@ impl Writer {
                 }
                 Request::Retire { horizon, answer } => {
                     let outcome = self.retire(horizon);
+                    self.retiring = outcome.is_ok();
                     tell(answer, outcome);
                 }
+                Request::Retired => self.retiring = false,
             }
         }
         self.index.flush();
@@ -111,84 +152,114 @@ impl Writer {
     }
 
     fn commit(&mut self, group: Vec<Batch>) {
-        let mut fresh = Vec::new();
-        let mut pending = HashMap::new();
-        let mut waiting = Vec::new();
-        for Batch { records, answer } in group {
-            let admitted = match &self.failed {
+        let mut group_of = Group::default();
+        let mut waiting = Vec::with_capacity(group.len());
+        for Batch { records, whole, answer } in group {
+            let outcomes = match &self.failed {
                 Some(_) => Err(AppendError::Stopped),
-                None => self.admit(records, &mut pending),
+                None => self.admit(records, whole, &mut group_of),
             };
-            match admitted {
-                Ok(records) => {
-                    fresh.extend(records);
-                    waiting.push(answer);
-                }
+            match outcomes {
+                Ok(outcomes) => waiting.push((answer, outcomes)),
                 Err(error) => tell(answer, Err(error)),
             }
         }
         fault::point(fault::GROUP_TAKEN);
         // A batch that is kept already may wait on one of this very group: all are told together.
-        let outcome = if fresh.is_empty() { Ok(()) } else { self.write(fresh) };
-        if let Err(error) = &outcome {
+        let fresh = group_of.fresh;
+        let written = if fresh.is_empty() { Ok(()) } else { self.write(fresh) };
+        if let Err(error) = &written {
             tracing::error!(%error, "the ledger stops: nothing more is signed or sent");
             self.has_failed.store(true, Ordering::Relaxed);
             self.failed = Some(error.clone());
         }
-        for answer in waiting {
-            tell(answer, outcome.clone());
+        for (answer, outcomes) in waiting {
+            tell(answer, written.clone().map(|()| outcomes));
         }
         fault::point(fault::GROUP_ANSWERED);
     }
 
-    /// The records of a batch that are not kept yet; all or none are admitted (invariant I7).
+    /// Takes in the records of a batch that are not kept yet (invariant I7). Of a batch that goes in whole
+    /// or not at all, the first refusal is the only outcome.
     fn admit(
         &self,
         records: Vec<Checked>,
-        pending: &mut HashMap<Slot, Digest>,
-    ) -> Result<Vec<Checked>, AppendError> {
-        let mut ours: HashMap<Slot, Digest> = HashMap::new();
-        let mut fresh = Vec::new();
+        whole: bool,
+        group: &mut Group,
+    ) -> Result<Vec<Outcome>, AppendError> {
+        let before = group.fresh.len();
+        let mut outcomes = Vec::with_capacity(records.len());
         for record in records {
-            let Slot { kind, lane, k } = record.slot;
-            let held = match ours.get(&record.slot).or_else(|| pending.get(&record.slot)) {
-                Some(digest) => Some(*digest),
-                None => self.index.slot(&record.slot)?.map(|filled| filled.digest),
-            };
-            match held {
-                Some(held) if held == record.digest => {}
-                Some(held) => {
-                    return Err(AppendError::SlotTaken { kind, lane, k, held, offered: record.digest });
-                }
-                None if self.is_retired(&record.slot)? => {
-                    return Err(AppendError::Retired { kind, lane, k });
-                }
-                None => {
-                    ours.insert(record.slot, record.digest);
-                    fresh.push(record);
+            match self.judge(record, group) {
+                Ok(outcome) if outcome.is_kept() || !whole => outcomes.push(outcome),
+                refused => {
+                    group.forget(before);
+                    return Ok(vec![refused?]);
                 }
             }
         }
-        pending.extend(ours);
-        Ok(fresh)
+        Ok(outcomes)
     }
 
-    /// Is it of a lane of which only the outcome is kept? An empty slot there may have been filled.
-    fn is_retired(&self, slot: &Slot) -> Result<bool, AppendError> {
-        if self.horizon == 0 || slot.kind.keep() == Keep::Apart {
+    fn judge(&self, record: Checked, group: &mut Group) -> Result<Outcome, ReadError> {
+        let held = match group.find(&record.key) {
+            Some(rival) => Some((rival.commitment, Some(rival))),
+            None => self.index.slot(&record.key)?.map(|filled| (filled.commitment, None)),
+        };
+        Ok(match held {
+            // One proof against a signer is as good as another.
+            Some((held, _)) if held == record.commitment || record.slot.kind == Kind::Proof => Outcome::Known,
+            Some((held, rival)) => {
+                let rival = rival.map(|rival| Box::new(rival.record.clone()));
+                Outcome::Taken { offered: Box::new(record), held, rival }
+            }
+            None if self.may_have_gone(&record.slot)? => Outcome::Retired(record.slot),
+            None if !self.has_state(&record, group)? => Outcome::StateMissing,
+            None => {
+                group.take(record);
+                Outcome::New
+            }
+        })
+    }
+
+    /// Is it of a lane of which only the outcome is kept, and may it have been there before? While the
+    /// books of such a lane are being put away, it takes nothing at all.
+    fn may_have_gone(&self, slot: &Slot) -> Result<bool, ReadError> {
+        if self.horizon == 0 {
             return Ok(false);
         }
-        Ok(self.index.lane(&slot.lane)?.is_some_and(|lane| lane.is_retired(self.horizon)))
+        let Some(lane) = slot.lane() else { return Ok(false) };
+        let lane = self.index.lane(&lane)?.filter(|lane| lane.is_put_away(self.horizon));
+        Ok(lane.is_some_and(|lane| self.retiring || lane.may_have_held(slot)))
+    }
+
+    /// A countersignature is nothing without its state, which is the other side's.
+    fn has_state(&self, record: &Checked, group: &Group) -> Result<bool, ReadError> {
+        let Record::Countersign(Signed { body, .. }) = &record.record else { return Ok(true) };
+        let state =
+            body.pair.other(body.by).and_then(|by| Slot::step(body.pair, by, body.epoch, body.n).ok());
+        let Some(key) = state.map(|slot| slot.key()) else { return Ok(false) };
+        let held = match group.find(&key) {
+            Some(state) => Some(state.commitment),
+            None => self.index.slot(&key)?.map(|filled| filled.commitment),
+        };
+        Ok(held == Some(body.state))
     }
 
     fn write(&mut self, fresh: Vec<Checked>) -> Result<(), AppendError> {
-        let group: Vec<_> = fresh.iter().map(|it| (it.slot.kind.number(), it.payload.as_slice())).collect();
+        let group: Vec<_> =
+            fresh.iter().map(|it| (it.record.kind().number(), it.payload.as_slice())).collect();
         let (segment, first) = (self.journal.segment(), self.journal.position().records + 1);
-        let place = self
+        let (place, starts) = self
             .journal
             .append(&group, wall_now())
             .map_err(|source| AppendError::Disk { path: self.journal.path(), source: source.into() })?;
-        let numbered: Vec<_> = (first..).zip(fresh).collect();
+        let file = FileId::Segment(place.segment);
+        let numbered: Vec<_> = (first..)
+            .zip(starts)
+            .zip(fresh)
+            .map(|((number, offset), checked)| Numbered { number, spot: Spot { file, offset }, checked })
+            .collect();
         self.index.apply(&numbered, Some(place))?;
         fault::point(fault::GROUP_INDEXED);
         if place.position.records - self.flushed >= FLUSH_EVERY {
@@ -201,6 +272,32 @@ impl Writer {
             let _ = self.rolled.try_send(());
         }
         Ok(())
+    }
+}
+
+/// The records that are to be written together.
+#[derive(Default)]
+struct Group {
+    fresh: Vec<Checked>,
+    /// Where in it each slot's is.
+    slots: HashMap<SlotKey, usize>,
+}
+
+impl Group {
+    fn find(&self, key: &SlotKey) -> Option<&Checked> {
+        self.slots.get(key).and_then(|at| self.fresh.get(*at))
+    }
+
+    fn take(&mut self, record: Checked) {
+        self.slots.insert(record.key, self.fresh.len());
+        self.fresh.push(record);
+    }
+
+    /// Gives up all but the first `len`.
+    fn forget(&mut self, len: usize) {
+        for record in self.fresh.drain(len..) {
+            self.slots.remove(&record.key);
+        }
     }
 }
 
@@ -219,7 +316,7 @@ fn gather(first: Batch, inbox: &mut mpsc::Receiver<Request>) -> (Vec<Batch>, Opt
     (group, None)
 }
 
-fn tell(answer: oneshot::Sender<Result<(), AppendError>>, outcome: Result<(), AppendError>) {
+fn tell<T>(answer: oneshot::Sender<Result<T, AppendError>>, outcome: Result<T, AppendError>) {
     // A caller that no longer waits gave up the outcome, not the record.
     let _ = answer.send(outcome);
 }

@@ -1,0 +1,270 @@
+//! Taking records into the index: what a group of them changes, worked out first and written at once.
+//!
+//! Owns: how lanes, accounts and books follow from records. Never: reads the journal, or decides whether
+//! a record is admitted (the writer does). Called by the writer thread, after the journal's sync, and by
+//! the loader when the index is brought up to date; never by two at a time.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use potluck_protocol::balance::PairState;
+use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId};
+use potluck_protocol::pair::PairBook;
+use potluck_protocol::sign::Signed;
+use potluck_protocol::statement::Statement;
+use serde::{Deserialize, Serialize};
+
+use super::account::{Account, Part, book_of, note, note_agreed, statements_of};
+use super::error::ReadError;
+use super::index::{Filled, Index, Table, Writes, time_key};
+use super::journal::Place;
+use super::lane::{LaneState, RetiredLane};
+use super::read::Spot;
+use super::record::{Checked, Kind, Record};
+use super::slot::{LaneKey, Slot, SlotKey, Subject, lane_key};
+
+/// A record that the journal holds.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    /// Its number.
+    pub(super) number: u64,
+    /// Where it lies.
+    pub(super) spot: Spot,
+    /// The record.
+    pub(super) checked: Checked,
+}
+
+/// What is kept of a quote beside its slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Quoted {
+    pub(super) model: ContentHash,
+    /// Its peers, and its serial as a lane's number.
+    pub(super) slot: LaneId,
+}
+
+/// Lanes, accounts and books as a group of records leaves them, before any of it is written.
+#[derive(Default)]
+struct Changes {
+    /// As it was, and as it will be.
+    lanes: HashMap<LaneKey, (Option<LaneState>, LaneState)>,
+    accounts: BTreeMap<PeerId, Account>,
+    books: BTreeMap<PeerId, PairBook>,
+    /// Balances without an answer; `None` once they have one.
+    states: BTreeMap<Digest, Option<Signed<PairState>>>,
+    /// Whose lanes are to be added up anew, because the floor has moved.
+    moved: BTreeSet<PeerId>,
+}
+
+impl Index {
+    /// Takes in records that the journal holds, all or nothing; `place` is the place after them, and
+    /// none while a checkpoint is read.
+    pub(super) fn apply(&self, group: &[Numbered], place: Option<Place>) -> Result<(), ReadError> {
+        let (mut changes, mut writes) = (Changes::default(), Writes::default());
+        for Numbered { number, spot, checked } in group {
+            let filled = Filled { commitment: checked.commitment, number: *number, spot: *spot };
+            writes.put(Table::Slots, &checked.key, self.encode(&filled)?);
+            match (checked.slot.subject, &checked.record) {
+                (Subject::Lane(slot), Record::Quote(quote)) => {
+                    let quoted = Quoted { model: quote.body.model, slot };
+                    writes.put(Table::Quotes, checked.digest.as_bytes(), self.encode(&quoted)?);
+                }
+                (Subject::Lane(lane), _) => {
+                    let horizon = self.horizon();
+                    self.change_lane(&mut changes, lane, |lane| lane.take(*number, checked, horizon))?;
+                }
+                (Subject::Steps { pair, .. }, record) => {
+                    let peer = pair.other(self.me).ok_or_else(|| self.broken())?;
+                    self.change_book(&mut changes, peer, record, checked.digest)?;
+                }
+                (Subject::Convict(signer), Record::Proof(proof)) => {
+                    writes.put(Table::Proofs, signer.as_bytes(), self.encode(proof)?);
+                }
+                (Subject::Convict(_), _) => {}
+            }
+        }
+        self.add_up_moved(&mut changes)?;
+        if let Some(place) = place {
+            self.reflect(&mut writes, place)?;
+        }
+        self.write_changes(changes, writes)
+    }
+
+    /// Puts back what a checkpoint says of retired lanes; gives what their vouchers in it come to, by peer.
+    pub(super) fn restore(&self, retired: &[RetiredLane]) -> Result<BTreeMap<PeerId, Part>, ReadError> {
+        let mut changes = Changes::default();
+        for lane in retired {
+            self.change_lane(&mut changes, lane.lane, |state| state.restore(lane))?;
+        }
+        let mut parts = BTreeMap::<PeerId, Part>::new();
+        for (_, lane) in changes.lanes.values() {
+            let part = parts.entry(lane.peer(self.me)).or_default();
+            *part = part.and(lane.whole_part(self.me));
+        }
+        self.write_changes(changes, Writes::default())?;
+        Ok(parts)
+    }
+
+    fn account<'a>(&self, changes: &'a mut Changes, peer: PeerId) -> Result<&'a mut Account, ReadError> {
+        use std::collections::btree_map::Entry;
+        Ok(match changes.accounts.entry(peer) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(self.get(Table::Accounts, peer.as_bytes())?.unwrap_or_default())
+            }
+        })
+    }
+
+    /// Notes in `changes` what `change` does to a lane, and to the account with its peer.
+    fn change_lane(
+        &self,
+        changes: &mut Changes,
+        lane: LaneId,
+        change: impl FnOnce(&mut LaneState),
+    ) -> Result<(), ReadError> {
+        let me = self.me;
+        let peer = if lane.renter == me { lane.provider } else { lane.renter };
+        let floor = self.account(changes, peer)?.floor;
+        let key = lane_key(&lane);
+        let (_, after) = match changes.lanes.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let before: Option<LaneState> = self.get(Table::Lanes, &key)?;
+                let after = before.clone().unwrap_or_else(|| LaneState::new(lane));
+                entry.insert((before, after))
+            }
+        };
+        let part = if after.is_new() { Part::default() } else { after.part(me, floor) };
+        change(after);
+        let now = after.part(me, floor);
+        let account = self.account(changes, peer)?;
+        account.part = account.part.exchange(part, now);
+        Ok(())
+    }
+
+    /// Notes in `changes` what a balance statement does to the book and the account with `peer`.
+    fn change_book(
+        &self,
+        changes: &mut Changes,
+        peer: PeerId,
+        record: &Record,
+        digest: Digest,
+    ) -> Result<(), ReadError> {
+        let mut book = match changes.books.remove(&peer) {
+            Some(book) => book,
+            None => book_of(self.me, peer, &self.statements(peer)?).ok_or_else(|| self.broken())?,
+        };
+        match record {
+            Record::State(state) => {
+                changes.states.insert(digest, Some(state.clone()));
+                self.account(changes, peer)?.unanswered += 1;
+                note(&mut book, record);
+            }
+            Record::Countersign(answer) => {
+                let state = self.answered(changes, peer, answer.body.state)?;
+                if let Some(state) = state
+                    && note_agreed(&mut book, &state, answer)
+                {
+                    self.account(changes, peer)?.agree(&book, state.body.settle.as_ref(), self.me);
+                    changes.moved.insert(peer);
+                }
+            }
+            Record::Cancel(cancel) => {
+                self.answered(changes, peer, cancel.body.proposal)?;
+                note(&mut book, record);
+            }
+            _ => note(&mut book, record),
+        }
+        changes.books.insert(peer, book);
+        Ok(())
+    }
+
+    /// The balance with this digest, which has its answer now; `None` when it is not held.
+    fn answered(
+        &self,
+        changes: &mut Changes,
+        peer: PeerId,
+        state: Digest,
+    ) -> Result<Option<Signed<PairState>>, ReadError> {
+        let held = match changes.states.get(&state) {
+            Some(held) => held.clone(),
+            None => self.get(Table::States, state.as_bytes())?,
+        };
+        if held.is_some() {
+            changes.states.insert(state, None);
+            let account = self.account(changes, peer)?;
+            account.unanswered = account.unanswered.saturating_sub(1);
+        }
+        Ok(held)
+    }
+
+    /// Adds the lanes up anew where a floor has moved.
+    fn add_up_moved(&self, changes: &mut Changes) -> Result<(), ReadError> {
+        let me = self.me;
+        for peer in std::mem::take(&mut changes.moved) {
+            let floor = self.account(changes, peer)?.floor;
+            let mut sum = Part::default();
+            self.each_lane_with(peer, None, &mut |lane| {
+                let changed = changes.lanes.get(&lane_key(&lane.lane));
+                sum = sum.and(changed.map_or(&lane, |(_, after)| after).part(me, floor));
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            let new = changes.lanes.values().filter(|(before, _)| before.is_none());
+            for (_, lane) in new.filter(|(_, lane)| lane.peer(me) == peer) {
+                sum = sum.and(lane.part(me, floor));
+            }
+            self.account(changes, peer)?.part = sum;
+        }
+        Ok(())
+    }
+
+    fn write_changes(&self, mut changes: Changes, mut writes: Writes) -> Result<(), ReadError> {
+        for (key, (before, after)) in &changes.lanes {
+            let moved = before.as_ref().filter(|before| before.opened() != after.opened());
+            if let Some(before) = moved {
+                writes.remove(Table::Times, &time_key(before));
+            }
+            if before.is_none() || moved.is_some() {
+                writes.put(Table::Times, &time_key(after), Vec::new());
+            }
+            let was_open = before.as_ref().is_some_and(|before| !before.has_ended());
+            if was_open && after.has_ended() {
+                writes.remove(Table::Open, key);
+            } else if before.is_none() && !after.has_ended() {
+                writes.put(Table::Open, key, Vec::new());
+            }
+            writes.put(Table::Lanes, key, self.encode(after)?);
+        }
+        for (peer, book) in std::mem::take(&mut changes.books) {
+            let statements = statements_of(&book);
+            self.account(&mut changes, peer)?.book = u32::try_from(statements.len()).unwrap_or(u32::MAX);
+            writes.put(Table::Books, peer.as_bytes(), self.encode(&statements)?);
+        }
+        for (digest, state) in &changes.states {
+            match state {
+                Some(state) => writes.put(Table::States, digest.as_bytes(), self.encode(state)?),
+                None => writes.remove(Table::States, digest.as_bytes()),
+            }
+        }
+        for (peer, account) in &changes.accounts {
+            writes.put(Table::Accounts, peer.as_bytes(), self.encode(account)?);
+        }
+        self.write(writes)
+    }
+
+    /// The statements that make the book with `peer`.
+    pub(super) fn statements(&self, peer: PeerId) -> Result<Vec<Statement>, ReadError> {
+        Ok(self.get(Table::Books, peer.as_bytes())?.unwrap_or_default())
+    }
+
+    /// Where the quote with this digest lies, and for which model it was.
+    pub(super) fn quoted(&self, quote: &Digest) -> Result<Option<Quoted>, ReadError> {
+        self.get(Table::Quotes, quote.as_bytes())
+    }
+}
+
+impl Quoted {
+    /// The key of the quote's slot.
+    pub(super) fn key(&self) -> SlotKey {
+        Slot { kind: Kind::Quote, subject: Subject::Lane(self.slot), k: 0 }.key()
+    }
+}
