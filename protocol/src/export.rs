@@ -348,6 +348,12 @@ impl Writer {
         self.frame(&Frame::Entry(entry))
     }
 
+    /// The chain after the last entry: what the seal will sign.
+    #[must_use]
+    pub fn chain(&self) -> Digest {
+        self.chain.0
+    }
+
     /// How many entries were added.
     #[must_use]
     pub fn entries(&self) -> u64 {

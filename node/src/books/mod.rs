@@ -37,7 +37,7 @@ pub use error::BooksError;
 pub use explain::{Explanation, Step};
 pub use export::Exported;
 pub use import::{Imported, import};
-pub use rows::{Balance, Checked, Pair, PairLine, ProofLine, ProofWritten, Receipt, Waiting};
+pub use rows::{Balance, Checked, Pair, PairLine, ProofLine, ProofWritten, Receipt, Side, Waiting};
 pub use show::Object;
 pub use time::wall_now;
 

@@ -19,7 +19,7 @@ use super::lane::LaneAudit;
 use super::steps::StepAudit;
 use super::{At, Entry, ExportError, Header, Item, Reader};
 use crate::balance::PairId;
-use crate::id::{LaneId, PeerId};
+use crate::id::{Digest, LaneId, PeerId};
 use crate::limits::MAX_CONVICTIONS;
 use crate::statement::{Proven, Slot, Statement};
 use crate::unit::NanoCredit;
@@ -184,6 +184,8 @@ pub struct Report {
     pub pairs: u64,
     /// What all peers together owe the owner, in nano-credits.
     pub balance: i128,
+    /// The chain that the seal signs: two files with the same one hold the same.
+    pub chain: Digest,
     /// Laws broken.
     pub faults: Faults,
 }
@@ -271,8 +273,9 @@ impl Audit {
         self.leave()
     }
 
-    fn report(&self, header: Header) -> Report {
+    fn report(&self, header: Header, chain: Digest) -> Report {
         Report {
+            chain,
             header,
             statements: self.statements,
             proofs: u64::try_from(self.convicted.len()).unwrap_or(u64::MAX),
@@ -340,7 +343,7 @@ impl PairAudit {
 pub struct Examiner {
     reader: Reader,
     audit: Option<Audit>,
-    sealed: bool,
+    sealed: Option<Digest>,
 }
 
 impl Examiner {
@@ -359,8 +362,8 @@ impl Examiner {
         while let Some(item) = self.reader.next()? {
             let done = match (item, &mut self.audit) {
                 (Item::Entry(at, entry), Some(audit)) => audit.take(at, entry)?,
-                (Item::Seal(_), Some(audit)) => {
-                    self.sealed = true;
+                (Item::Seal(seal), Some(audit)) => {
+                    self.sealed = Some(seal.body().chain);
                     audit.end()
                 }
                 (Item::Header(header), audit) => {
@@ -382,8 +385,8 @@ impl Examiner {
     /// When the file has no seal.
     pub fn finish(self) -> Result<Report, ExportError> {
         self.reader.finish()?;
-        match (self.audit, self.reader.header()) {
-            (Some(audit), Some(header)) if self.sealed => Ok(audit.report(header.clone())),
+        match (self.audit, self.reader.header(), self.sealed) {
+            (Some(audit), Some(header), Some(chain)) => Ok(audit.report(header.clone(), chain)),
             _ => Err(ExportError::NotAnExport),
         }
     }
