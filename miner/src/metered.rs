@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use potluck_node::ledger::{AppendError, Record};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
@@ -22,6 +21,7 @@ use crate::admission::AdmittedJob;
 use crate::clock::wall_now;
 use crate::desk::{Desk, boxed};
 use crate::frames::{JobWire, StreamFault};
+use crate::keeping::NotKept;
 use crate::meter::MeterClock;
 
 /// Why a job's account cannot go on.
@@ -30,9 +30,9 @@ pub enum AccountFault {
     /// The renter is not there any more. Fault: renter or network.
     #[error(transparent)]
     Stream(#[from] StreamFault),
-    /// Our ledger takes no record. Fault: provider.
-    #[error("the provider's ledger cannot be written: {0}")]
-    Ledger(#[from] AppendError),
+    /// Our ledger takes no record, or the renter signed two things in one place.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     /// We cannot sign. Fault: provider.
     #[error("the provider cannot sign: {0}")]
     Sign(SignError),
@@ -94,8 +94,11 @@ impl Ending {
                 refusal: None,
                 bill_rest: false,
             },
-            AccountFault::Ledger(_) => {
+            AccountFault::NotKept(NotKept::Ledger(_)) => {
                 Self::failed(CloseReason::ProviderFailed, RefusalCode::LedgerFailed, why)
+            }
+            AccountFault::NotKept(NotKept::Equivocated { .. }) => {
+                Self::failed(CloseReason::RenterFailed, RefusalCode::Frozen, why)
             }
             AccountFault::Sign(_) | AccountFault::Meter(_) => {
                 Self::failed(CloseReason::ProviderFailed, RefusalCode::WorkerFailed, why)
@@ -225,7 +228,7 @@ impl MeteredRun {
         self.read_at = Instant::now();
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        self.desk.keep(vec![meter.clone().into()]).await?;
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
         wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
@@ -240,8 +243,7 @@ impl MeteredRun {
         let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
         let body = self.lane.accept(&voucher)?;
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
-        self.desk.ledger().append(records).await?;
+        self.desk.keep(vec![voucher.into(), receipt.clone().into()]).await?;
         if !self.lane.is_unpaid() {
             self.asked = None;
         }
@@ -249,7 +251,8 @@ impl MeteredRun {
         Ok(())
     }
 
-    /// Closes the books and says so to the renter, if it is still there.
+    /// Closes the books and says so to the renter, if it is still there. If not, or if a meter is unpaid,
+    /// the two must compare ledgers before they deal again.
     pub async fn close(mut self, wire: JobWire, ending: Ending) -> Closed {
         self.clock.enter(Phase::Stalled, Instant::now());
         let closed = Closed {
@@ -272,17 +275,19 @@ impl MeteredRun {
             result: self.chain.head(),
             at: wall_now(),
         };
+        let mut whole = false;
         match self.desk.sign(body) {
             Ok(close) => {
-                if let Err(error) =
-                    self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
-                {
+                if let Err(error) = self.desk.keep(vec![close.clone().into()]).await {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
-                wire.finish(&frame).await;
+                whole = wire.finish(&frame).await && !self.lane.is_unpaid();
             }
             Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
+        }
+        if !whole {
+            self.desk.accounts().parted(closed.lane.renter);
         }
         closed
     }

@@ -443,7 +443,13 @@ fn quote_responses(story: &Story) -> Value {
     let refused = QuoteResponse::Refused(Refusal::new(RefusalCode::UnknownModel, "no such model here"));
     json!([
         frame_vector("offer", &QuoteResponse::Offer(Box::new(story.offer.signed().clone()))),
-        frame_vector("quote", &QuoteResponse::Quote(Box::new(story.quote.signed().clone()))),
+        frame_vector(
+            "quote",
+            &QuoteResponse::Quote {
+                quote: Box::new(story.quote.signed().clone()),
+                credit: NanoCredit::new(2_333_280),
+            },
+        ),
         frame_vector("refused", &refused),
     ])
 }

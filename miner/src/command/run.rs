@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use potluck_node::accounts::Accounts;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, Retention};
 use potluck_node::net::{Inbound, Network, NetworkConfig, NetworkLimits, Role};
@@ -47,8 +48,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     let programs = Programs::find()?;
     let identity = Identity::load_or_create(&state.key_path())?;
     let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
-    let key = SigningKey::from_seed(identity.signing_key().seed());
-    ledger.tend(key, Retention::default())?;
+    let key = |identity: &Identity| SigningKey::from_seed(identity.signing_key().seed());
+    ledger.tend(key(&identity), Retention::default())?;
     let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -68,17 +69,19 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         let (network, inbound) = start_network(&identity, &config).await?;
         let addresses: Vec<_> = network.listeners().await.iter().map(ToString::to_string).collect();
         reporter.listening(identity.peer(), &addresses);
+        let accounts = Accounts::open(key(&identity), ledger.clone(), network.clone(), &state)?;
         let slots: Vec<_> = models.into_iter().map(|model| WorkerSlot::new(plan.clone(), model)).collect();
         let setup = DeskSetup {
             identity,
             ledger,
+            accounts,
             prices: PriceList {
                 run: config.price,
                 load: config.load_price,
                 guest: config.guest_price,
                 max_job: GpuMillis::new(config.max_job_seconds.saturating_mul(1_000)),
             },
-            policy: AdmissionPolicy { queue: config.queue, credit_limit: config.credit_limit },
+            policy: AdmissionPolicy { queue: config.queue, credit: config.credit() },
             slots,
             gate: Arc::new(Gate::new(Owner::start(pauses.load(), wall_now()), &stop)),
             guests,
@@ -120,6 +123,9 @@ fn merged(mut config: Config, args: RunArgs) -> Config {
     config.price = args.price.unwrap_or(config.price);
     config.device = args.device.unwrap_or(config.device);
     config.threads = args.threads.or(config.threads);
+    config.credit_limit = args.credit_limit.or(config.credit_limit);
+    config.new_peer_credit = args.new_peer_credit.unwrap_or(config.new_peer_credit);
+    config.unknown_credit_limit = args.unknown_credit_limit.or(config.unknown_credit_limit);
     config
 }
 

@@ -109,7 +109,7 @@ pub enum Verb {
         JSON: one object: job, role, peer, opened_unix_ms, closed_unix_ms, model, model_name, contract, quote, terms,\n\
         max_total_nanocredits, max_ms, steps: [{k, load_ms, run_ms, guest_ms, tokens, amount_nanocredits, meter,\n\
         voucher, receipt}], thinned, formula, exact_nanocredits, amount_nanocredits, cut_by, ended_by, reason, finish,\n\
-        prompt_tokens, completion_tokens, receipt, agreed_in")]
+        abandoned, prompt_tokens, completion_tokens, receipt, agreed_in: [epoch, step]")]
     Explain {
         /// The job
         #[arg(value_name = "JOB")]
@@ -138,7 +138,7 @@ pub enum Verb {
     #[command(after_help = "Example (potluckd takes the same words; stop it first):\n  potluck ledger import backup.potluck\n\n\
         A damaged file, or another owner's, changes nothing. Whatever conflicts with what is kept here becomes a\n\
         proof. Where the file brings back what we had signed, the epoch with that peer is raised.\n\
-        JSON: one object: file, new, known, conflicting, foreign, put_away, proofs, epochs_raised")]
+        JSON: one object: file, new, known, conflicting, foreign, put_away, proofs, epochs_raised, faults")]
     Import {
         /// The file
         #[arg(value_name = "FILE")]

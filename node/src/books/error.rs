@@ -10,6 +10,7 @@ use potluck_protocol::codec::WireError;
 use potluck_protocol::export::ExportError;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::proof::ProofError;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ledger::{AppendError, LedgerError, ReadError};
@@ -116,6 +117,16 @@ pub enum BooksError {
         /// What is wrong with it.
         source: WireError,
     },
+    /// The file is whole, and shows that somebody broke a law. Fault: whoever signed that.
+    #[error("{} is whole, and {count} laws are broken by what was signed; the first: {first}", path.display())]
+    Faults {
+        /// Which file.
+        path: PathBuf,
+        /// How many.
+        count: u64,
+        /// The first, and where.
+        first: String,
+    },
     /// What the ledger holds cannot be written down. Fault: ours.
     #[error("what the ledger holds cannot be written: {0}")]
     Encoding(WireError),
@@ -138,30 +149,99 @@ pub enum BooksError {
     },
 }
 
-impl BooksError {
-    /// The stable code, as in `--json`.
+/// The kind of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The ledger is damaged, or cannot be read or written.
+    Ledger,
+    /// A name that is none, or of many.
+    Usage,
+    /// Nothing of that name is there.
+    NotFound,
+    /// The file that was named is not one to read or write.
+    File,
+    /// The disk or its permissions refuse.
+    Disk,
+    /// The file is no whole export.
+    BadExport,
+    /// The export is of another ledger.
+    OtherOwner,
+    /// The export shows broken laws.
+    Faults,
+    /// The file proves nothing.
+    BadProof,
+    /// A bug or an exhausted machine.
+    Internal,
+}
+
+impl Code {
+    /// Its stable name, as in `--json`.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
-            Self::NotAName { .. } => "usage",
-            Self::NotFound { .. } | Self::NoProof { .. } => "not_found",
-            Self::Ambiguous { .. } => "ambiguous",
-            Self::Io { .. } | Self::NotAFile { .. } | Self::Taken { .. } => "file",
-            Self::Export { .. } | Self::Exchanged { .. } => "bad_export",
-            Self::OtherOwner { .. } => "other_owner",
-            Self::Proof { .. } | Self::ProofBytes { .. } => "bad_proof",
-            Self::Encoding(_) | Self::Form(_) | Self::Raise { .. } | Self::Runtime { .. } => "internal",
+            Self::Ledger => "ledger",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::File => "file",
+            Self::Disk => "disk",
+            Self::BadExport => "bad_export",
+            Self::OtherOwner => "other_owner",
+            Self::Faults => "faults",
+            Self::BadProof => "bad_proof",
+            Self::Internal => "internal",
         }
     }
 
-    /// The exit status: 1 the thing asked for is not there or not whole, 2 usage, 5 this machine.
+    /// The exit status: 1 what was asked for is not there or not as it must be, 2 usage, 5 this machine.
     #[must_use]
-    pub fn exit(&self) -> u8 {
+    pub fn exit(self) -> u8 {
         match self {
-            Self::NotAName { .. } | Self::Ambiguous { .. } | Self::NotAFile { .. } | Self::Taken { .. } => 2,
-            Self::Ledger(_) | Self::Read(_) | Self::Append(_) | Self::Io { .. } | Self::Runtime { .. } => 5,
-            _ => 1,
+            Self::Usage | Self::File => 2,
+            Self::Ledger | Self::Disk => 5,
+            Self::NotFound
+            | Self::BadExport
+            | Self::OtherOwner
+            | Self::Faults
+            | Self::BadProof
+            | Self::Internal => 1,
+        }
+    }
+}
+
+/// A failure as it crosses to the process that asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct Failed {
+    /// Its kind.
+    pub code: Code,
+    /// What happened.
+    pub message: String,
+    /// What helps.
+    pub hint: String,
+}
+
+impl From<BooksError> for Failed {
+    fn from(error: BooksError) -> Self {
+        Self { code: error.code(), message: error.to_string(), hint: error.hint().to_owned() }
+    }
+}
+
+impl BooksError {
+    /// Its kind.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Ledger(_) | Self::Read(_) | Self::Append(_) => Code::Ledger,
+            Self::NotAName { .. } | Self::Ambiguous { .. } => Code::Usage,
+            Self::NotFound { .. } | Self::NoProof { .. } => Code::NotFound,
+            Self::NotAFile { .. } | Self::Taken { .. } => Code::File,
+            Self::Io { .. } => Code::Disk,
+            Self::Export { .. } | Self::Exchanged { .. } => Code::BadExport,
+            Self::OtherOwner { .. } => Code::OtherOwner,
+            Self::Faults { .. } => Code::Faults,
+            Self::Proof { .. } | Self::ProofBytes { .. } => Code::BadProof,
+            Self::Encoding(_) | Self::Form(_) | Self::Raise { .. } | Self::Runtime { .. } => Code::Internal,
         }
     }
 
@@ -183,6 +263,7 @@ impl BooksError {
                 "nothing was changed; an export goes back only to its own identity. `ledger verify` reads any"
             }
             Self::Proof { .. } | Self::ProofBytes { .. } => "it convicts nobody",
+            Self::Faults { .. } => "the balances stand by their signatures; ask whoever signed that",
             Self::Encoding(_) | Self::Form(_) | Self::Raise { .. } => "run `ledger check`",
             Self::Runtime { .. } => "nothing was changed",
         }

@@ -33,7 +33,7 @@ use potluck_protocol::unit::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 pub use check::{ProofChecked, Verified, VerifiedPair, verify, verify_proof};
-pub use error::BooksError;
+pub use error::{BooksError, Code, Failed};
 pub use explain::{Explanation, Step};
 pub use export::Exported;
 pub use import::{Imported, import};
@@ -127,10 +127,18 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Is everything as it must be? Only what was verified can be otherwise.
-    #[must_use]
-    pub fn is_well(&self) -> bool {
-        !matches!(self, Self::Verify(verified) if verified.faults > 0)
+    /// Is everything as it must be? Said after the answer was printed.
+    ///
+    /// # Errors
+    /// When an export is whole and shows broken laws.
+    pub fn verdict(&self) -> Result<(), BooksError> {
+        match self {
+            Self::Verify(Verified { file, faults, first_fault, .. }) if *faults > 0 => {
+                let first = first_fault.clone().unwrap_or_default();
+                Err(BooksError::Faults { path: file.clone(), count: *faults, first })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -154,7 +162,7 @@ impl Books<'_> {
         let Self { ledger, key } = *self;
         let me = key.peer();
         Ok(match ask {
-            Ask::Balance => Answer::Balance(rows::balance(ledger, me)?),
+            Ask::Balance => Answer::Balance(Balance::of(ledger, me)?),
             Ask::Pairs => Answer::Pairs(rows::pairs(ledger, me, wall_now())?),
             Ask::Receipts(which) => Answer::Receipts(rows::receipts(ledger, which)?),
             Ask::Show { id } => Answer::Show(show::show(ledger, id)?),

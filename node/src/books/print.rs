@@ -13,8 +13,7 @@ use super::args::Form;
 use super::table::{Column, csv, harmless, number, table, text};
 use super::time::shown;
 use super::{
-    Answer, Balance, Exported, Imported, Object, Pair, ProofLine, Receipt, ReceiptsAsk, Verified, VerifiedPair,
-    Waiting,
+    Answer, Balance, Exported, Imported, Object, Pair, ProofLine, Receipt, Verified, VerifiedPair, Waiting,
 };
 use crate::ledger::LaneRole;
 
@@ -243,7 +242,7 @@ fn waits(pair: &Pair, waiting: &Waiting) -> String {
     }
 }
 
-const RECEIPT_COLUMNS: [&str; 19] = [
+const RECEIPT_COLUMNS: [&str; 20] = [
     "job",
     "role",
     "peer",
@@ -263,6 +262,7 @@ const RECEIPT_COLUMNS: [&str; 19] = [
     "completion_tokens",
     "reason",
     "contract",
+    "receipt",
 ];
 
 fn receipt_values(all: &[Receipt]) -> Vec<Vec<String>> {
@@ -287,6 +287,7 @@ fn receipt_values(all: &[Receipt]) -> Vec<Vec<String>> {
             it.completion_tokens.to_string(),
             it.reason.map(|reason| word(&reason)).unwrap_or_default(),
             optional(it.contract),
+            optional(it.receipt),
         ]
     };
     all.iter().map(row).collect()
@@ -455,10 +456,10 @@ fn verified(it: &Verified) -> Printed {
         printed = printed.and(format!("and {left_out} more peers"));
     }
     printed.prose.extend(it.each.iter().filter_map(remark));
-    match &it.first_fault {
-        Some(fault) => printed.and(format!("{} laws are broken; the first: {fault}", it.faults)),
-        None => printed.and("every signature, price, link and sum in it holds"),
+    if it.faults == 0 {
+        printed = printed.and("every signature, price, link and sum in it holds");
     }
+    printed
 }
 
 /// What a pair's numbers leave open.
@@ -477,13 +478,4 @@ fn remark(pair: &VerifiedPair) -> Option<String> {
         ));
     }
     (!parts.is_empty()).then(|| format!("{}: {}", pair.peer.short(), parts.join("; ")))
-}
-
-/// What `receipts` is asked without flags: the newest jobs.
-impl ReceiptsAsk {
-    /// The newest `limit` jobs with anybody.
-    #[must_use]
-    pub fn newest(limit: usize) -> Self {
-        Self { limit, ..Self::default() }
-    }
 }

@@ -3,7 +3,7 @@
 //! Owns: the typed rows and how the ledger's answers become them. Never: prints, or adds money up beyond
 //! payments that both sides signed. Called by [`super::Books`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use potluck_protocol::balance::PairState;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::error::BooksError;
 use super::{ReceiptsAsk, file, find};
 use crate::catalogue;
-use crate::ledger::{Filter, LaneRole, LaneSummary, Ledger, LedgerError, ReadError, Record};
+use crate::ledger::{Filter, LaneRole, LaneSummary, Ledger, LedgerError, PairBalance, ReadError, Record};
 
 /// What peers owe, in nano-credits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,22 +194,27 @@ pub(super) fn number(nanos: i128) -> i64 {
     i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// See [`super::Ask::Balance`].
-pub(super) fn balance(ledger: &Ledger, me: PeerId) -> Result<Balance, ReadError> {
-    let totals = ledger.totals()?;
-    let line = |pair: crate::ledger::PairBalance| PairLine {
-        peer: pair.peer,
-        balance_nanocredits: number(pair.balance),
-        lanes: pair.lanes,
-        open: pair.open,
-    };
-    Ok(Balance {
-        peer: me,
-        owed_to_us_nanocredits: number(totals.owed_to_us),
-        we_owe_nanocredits: number(totals.we_owe),
-        balance_nanocredits: number(totals.balance),
-        pairs: ledger.pairs()?.into_iter().map(line).collect(),
-    })
+impl Balance {
+    /// As `ledger`, which is `me`'s, has it.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn of(ledger: &Ledger, me: PeerId) -> Result<Self, ReadError> {
+        let totals = ledger.totals()?;
+        let line = |pair: PairBalance| PairLine {
+            peer: pair.peer,
+            balance_nanocredits: number(pair.balance),
+            lanes: pair.lanes,
+            open: pair.open,
+        };
+        Ok(Self {
+            peer: me,
+            owed_to_us_nanocredits: number(totals.owed_to_us),
+            we_owe_nanocredits: number(totals.we_owe),
+            balance_nanocredits: number(totals.balance),
+            pairs: ledger.pairs()?.into_iter().map(line).collect(),
+        })
+    }
 }
 
 /// See [`super::Ask::Pairs`].
@@ -217,7 +222,7 @@ pub(super) fn pairs(ledger: &Ledger, me: PeerId, now: UnixMillis) -> Result<Vec<
     let balances: BTreeMap<_, _> = ledger.pairs()?.into_iter().map(|pair| (pair.peer, pair)).collect();
     let paid = paid_by(ledger, me)?;
     let peers = ledger.peers()?.into_iter().chain(balances.keys().copied());
-    let peers: std::collections::BTreeSet<_> = peers.collect();
+    let peers: BTreeSet<_> = peers.collect();
     let mut pairs = Vec::with_capacity(peers.len());
     for peer in peers {
         let Some(book) = ledger.book(peer)? else { continue };

@@ -17,8 +17,7 @@ pub fn wall_now() -> UnixMillis {
 }
 
 /// `2026-11-24 16:05:09Z`; a dash for the beginning of time, which stands for "unknown".
-#[must_use]
-pub fn shown(at: UnixMillis) -> String {
+pub(super) fn shown(at: UnixMillis) -> String {
     let ms = at.get();
     if ms == 0 {
         return "-".into();
@@ -62,7 +61,7 @@ fn days(year: u64, month: u64, day: u64) -> Option<u64> {
 ///
 /// # Errors
 /// What is expected, when it is neither.
-pub fn parse_since(text: &str) -> Result<UnixMillis, String> {
+pub(super) fn parse_since(text: &str) -> Result<UnixMillis, String> {
     since(text, wall_now())
         .ok_or_else(|| "expected a date like 2026-11-24 or 2026-11-24T16:00:00Z, or a length like 7d, 12h, 30m".into())
 }

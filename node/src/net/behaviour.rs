@@ -20,7 +20,7 @@ use super::limits::{
     PING_WITHIN, PROVIDE_EVERY, QUERY_WITHIN, QUIC_KEEP_ALIVE, QUIC_SILENCE, RECORD_LIFE, Role,
     STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION,
 };
-use super::quote::{self, QuoteCodec};
+use super::question::{QuestionCodec, Topic};
 
 /// The directory's protocol.
 pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/potluck/kad/1");
@@ -41,9 +41,21 @@ pub(super) struct Behaviour {
     /// Who offers it, and where is that peer?
     pub(super) kad: kad::Behaviour<Directory>,
     /// What would it cost?
-    pub(super) quote: request_response::Behaviour<QuoteCodec>,
+    pub(super) quote: request_response::Behaviour<QuestionCodec>,
+    /// What do we owe each other?
+    pub(super) pair: request_response::Behaviour<QuestionCodec>,
     /// Do it.
     pub(super) jobs: jobs::Behaviour,
+}
+
+impl Behaviour {
+    /// The behaviour of a topic.
+    pub(super) fn questions(&mut self, topic: Topic) -> &mut request_response::Behaviour<QuestionCodec> {
+        match topic {
+            Topic::Quote => &mut self.quote,
+            Topic::Pair => &mut self.pair,
+        }
+    }
 }
 
 /// The libp2p name of `peer`; `None` for 32 bytes that libp2p takes for no key.
@@ -98,6 +110,8 @@ fn behaviour(key: &Keypair, role: Role, limits: &NetworkLimits) -> Behaviour {
         Role::Provider => ProtocolSupport::Full,
         Role::Bootstrap | Role::Renter => ProtocolSupport::Outbound,
     };
+    // Nobody has an account with a bootstrap.
+    let pairs = (role != Role::Bootstrap).then_some(ProtocolSupport::Full);
     Behaviour {
         limits: connection_limits::Behaviour::new(connection_bounds(limits)),
         identify: identify::Behaviour::new(
@@ -109,14 +123,22 @@ fn behaviour(key: &Keypair, role: Role, limits: &NetworkLimits) -> Behaviour {
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_WITHIN)),
         kad: kademlia(local, role, limits),
-        quote: request_response::Behaviour::new(
-            [(quote::PROTOCOL, quotes)],
-            request_response::Config::default()
-                .with_request_timeout(ANSWER_WITHIN)
-                .with_max_concurrent_streams(limits.inbound_requests.max(limits.pending_outbound)),
-        ),
+        quote: questions(Topic::Quote, Some(quotes), limits),
+        pair: questions(Topic::Pair, pairs, limits),
         jobs: jobs::Behaviour::new(role == Role::Provider),
     }
+}
+
+/// The behaviour of one topic; without support, nobody is asked and nobody answered.
+fn questions(
+    topic: Topic,
+    support: Option<ProtocolSupport>,
+    limits: &NetworkLimits,
+) -> request_response::Behaviour<QuestionCodec> {
+    let config = request_response::Config::default()
+        .with_request_timeout(ANSWER_WITHIN)
+        .with_max_concurrent_streams(limits.inbound_requests.max(limits.pending_outbound));
+    request_response::Behaviour::new(support.map(|support| (topic.protocol(), support)), config)
 }
 
 fn connection_bounds(limits: &NetworkLimits) -> connection_limits::ConnectionLimits {

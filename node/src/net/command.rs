@@ -14,6 +14,7 @@ use super::Joined;
 use super::directory::DhtKey;
 use super::error::{AskError, FindError, JoinError, OpenError, ProvideError, Stage};
 use super::framing::JobStream;
+use super::question::Topic;
 use super::snapshot::NetSnapshot;
 
 /// How long a call may take.
@@ -70,7 +71,7 @@ pub(super) struct Errand {
 
 /// What to do there.
 pub(super) enum Task {
-    Ask { request: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Ask { topic: Topic, request: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Open { reply: oneshot::Sender<Result<JobStream, OpenError>> },
 }
 

@@ -25,7 +25,7 @@ use super::error::Stage;
 use super::framing::JobStream;
 use super::jobs::{OpenId, Refusal};
 use super::limits::PENDING_PER_PEER;
-use super::quote::Answer;
+use super::question::{Answer, Topic};
 
 /// A peer that we want to be connected to, and what for.
 struct Wanted {
@@ -41,7 +41,7 @@ struct Wanted {
 pub(super) struct Errands {
     limit: usize,
     wanted: HashMap<PeerId, Wanted>,
-    asked: HashMap<OutboundRequestId, Errand>,
+    asked: HashMap<(Topic, OutboundRequestId), Errand>,
     opening: HashMap<OpenId, Errand>,
     next_open: u64,
 }
@@ -89,10 +89,10 @@ impl Errands {
     /// Does at a connected peer what the errand is about.
     fn start(&mut self, swarm: &mut Swarm<Behaviour>, peer: PeerId, mut errand: Errand) {
         match &mut errand.task {
-            Task::Ask { request, .. } => {
-                let request = std::mem::take(request);
-                let id = swarm.behaviour_mut().quote.send_request(&peer, request);
-                self.asked.insert(id, errand);
+            Task::Ask { topic, request, .. } => {
+                let (topic, request) = (*topic, std::mem::take(request));
+                let id = swarm.behaviour_mut().questions(topic).send_request(&peer, request);
+                self.asked.insert((topic, id), errand);
             }
             Task::Open { .. } => {
                 let id = OpenId(self.next_open);
@@ -188,8 +188,8 @@ impl Errands {
     }
 
     /// An answer came; whether anybody still waited for it.
-    pub(super) fn answered(&mut self, id: OutboundRequestId, answer: Answer) -> bool {
-        let Some(errand) = self.asked.remove(&id) else { return false };
+    pub(super) fn answered(&mut self, topic: Topic, id: OutboundRequestId, answer: Answer) -> bool {
+        let Some(errand) = self.asked.remove(&(topic, id)) else { return false };
         match (errand.task, answer) {
             (Task::Ask { reply, .. }, Answer::Bytes(bytes)) => reply.send(Ok(bytes)).is_ok(),
             (task, _) => {
@@ -200,8 +200,8 @@ impl Errands {
     }
 
     /// No answer will come.
-    pub(super) fn ask_failed(&mut self, id: OutboundRequestId, failure: OutboundFailure) {
-        let Some(errand) = self.asked.remove(&id) else { return };
+    pub(super) fn ask_failed(&mut self, topic: Topic, id: OutboundRequestId, failure: OutboundFailure) {
+        let Some(errand) = self.asked.remove(&(topic, id)) else { return };
         errand.fail(match failure {
             OutboundFailure::UnsupportedProtocols => Failure::Unsupported,
             OutboundFailure::Timeout => Failure::TimedOut(Stage::Waiting),

@@ -210,7 +210,7 @@ pub enum AskError {
         peer: PeerId,
     },
     /// The peer does not answer this kind of question. Fault: theirs, or ours for asking.
-    #[error("{peer} does not answer quotes")]
+    #[error("{peer} does not answer questions of this kind")]
     Unsupported {
         /// Who was asked.
         peer: PeerId,

@@ -9,7 +9,7 @@
 //! The order of work is fixed: the end, then answers that are ready, then our own commands, then
 //! what is overdue, and only then new work from others.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -17,7 +17,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::request_response::ResponseChannel;
 use libp2p::swarm::{ConnectionId, DialError, Swarm, dial_opts::DialOpts};
 use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -29,7 +29,7 @@ use super::discovery::{Discovery, table_size};
 use super::errands::{Errands, describe};
 use super::framing::JobStream;
 use super::limits::{ANSWER_WITHIN, GOODBYE_WITHIN, NetworkLimits, Role};
-use super::quote::Answer;
+use super::question::{Answer, Topic};
 use super::snapshot::{Link, NetCounters, NetSnapshot};
 use super::{InboundRequest, Joined};
 
@@ -41,8 +41,8 @@ pub(super) struct Connection {
     pub(super) reach: Option<Reach>,
 }
 
-/// An answer that this program owes: `None` when it has none.
-type OwedAnswer = BoxFuture<'static, (ResponseChannel<Answer>, Option<Vec<u8>>)>;
+/// Answers that this program owes on one topic: `None` when it has none to give.
+type Owed = FuturesUnordered<BoxFuture<'static, (ResponseChannel<Answer>, Option<Vec<u8>>)>>;
 
 /// What the event loop is made of, besides the swarm.
 pub(super) struct Parts {
@@ -52,6 +52,9 @@ pub(super) struct Parts {
     pub(super) bootstrap: Vec<Multiaddr>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) requests: mpsc::Sender<InboundRequest>,
+    pub(super) pairs: mpsc::Sender<InboundRequest>,
+    /// Connected and identified peers that keep accounts.
+    pub(super) pair_peers: watch::Sender<BTreeSet<potluck_protocol::id::PeerId>>,
     pub(super) jobs: mpsc::Sender<JobStream>,
     pub(super) stop: CancellationToken,
     /// Tells the handles that the loop has ended, however it ends.
@@ -62,7 +65,8 @@ pub(super) struct Parts {
 pub(super) struct EventLoop {
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) parts: Parts,
-    pub(super) owed: FuturesUnordered<OwedAnswer>,
+    pub(super) owed_quotes: Owed,
+    pub(super) owed_pairs: Owed,
     pub(super) connections: HashMap<ConnectionId, Connection>,
     /// What connected peers say of where they listen, as far as we believe it.
     pub(super) identified: HashMap<PeerId, Vec<Multiaddr>>,
@@ -77,7 +81,8 @@ pub(super) struct EventLoop {
 impl EventLoop {
     pub(super) fn new(swarm: Swarm<Behaviour>, mut parts: Parts) -> Self {
         Self {
-            owed: FuturesUnordered::new(),
+            owed_quotes: FuturesUnordered::new(),
+            owed_pairs: FuturesUnordered::new(),
             connections: HashMap::new(),
             identified: HashMap::new(),
             directory_peers: HashSet::new(),
@@ -97,7 +102,12 @@ impl EventLoop {
             tokio::select! {
                 biased;
                 () = self.parts.stop.cancelled() => break,
-                Some((channel, answer)) = self.owed.next() => self.give_answer(channel, answer),
+                Some((channel, answer)) = self.owed_quotes.next() => {
+                    self.give_answer(Topic::Quote, channel, answer);
+                }
+                Some((channel, answer)) = self.owed_pairs.next() => {
+                    self.give_answer(Topic::Pair, channel, answer);
+                }
                 command = self.parts.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
@@ -186,32 +196,42 @@ impl EventLoop {
         }
     }
 
-    /// Passes a question on, or refuses it when too many wait already.
-    pub(super) fn on_question(&mut self, peer: PeerId, bytes: Vec<u8>, channel: ResponseChannel<Answer>) {
-        let room = self.owed.len() < self.parts.limits.inbound_requests;
+    /// Passes a question on, or refuses it when too many on its topic wait already.
+    pub(super) fn on_question(
+        &mut self,
+        topic: Topic,
+        peer: PeerId,
+        bytes: Vec<u8>,
+        channel: ResponseChannel<Answer>,
+    ) {
+        let (owed, queue) = match topic {
+            Topic::Quote => (&self.owed_quotes, &self.parts.requests),
+            Topic::Pair => (&self.owed_pairs, &self.parts.pairs),
+        };
+        let room = owed.len() < self.parts.limits.inbound_requests;
         let (Some(peer), true) = (from_libp2p(&peer), room) else {
-            return self.refuse(channel);
+            return self.refuse(topic, channel);
         };
         let (reply, answer) = oneshot::channel();
-        match self.parts.requests.try_send(InboundRequest { peer, bytes, reply }) {
-            Ok(()) => self.owed.push(Box::pin(async move {
+        match queue.try_send(InboundRequest { peer, bytes, reply }) {
+            Ok(()) => owed.push(Box::pin(async move {
                 let answer = timeout(ANSWER_WITHIN, answer).await;
                 (channel, answer.ok().and_then(Result::ok))
             })),
-            Err(_) => self.refuse(channel),
+            Err(_) => self.refuse(topic, channel),
         }
     }
 
-    fn refuse(&mut self, channel: ResponseChannel<Answer>) {
+    fn refuse(&mut self, topic: Topic, channel: ResponseChannel<Answer>) {
         self.counters.requests_refused += 1;
         // If whoever asked is gone, nobody needs the refusal.
-        let _ = self.swarm.behaviour_mut().quote.send_response(channel, Answer::Busy);
+        let _ = self.swarm.behaviour_mut().questions(topic).send_response(channel, Answer::Busy);
     }
 
-    fn give_answer(&mut self, channel: ResponseChannel<Answer>, answer: Option<Vec<u8>>) {
+    fn give_answer(&mut self, topic: Topic, channel: ResponseChannel<Answer>, answer: Option<Vec<u8>>) {
         let answer = answer.map_or(Answer::Busy, Answer::Bytes);
         self.counters.requests_unanswered += u64::from(answer == Answer::Busy);
-        let sent = self.swarm.behaviour_mut().quote.send_response(channel, answer);
+        let sent = self.swarm.behaviour_mut().questions(topic).send_response(channel, answer);
         self.counters.answers_late += u64::from(sent.is_err());
     }
 

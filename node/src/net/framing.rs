@@ -2,7 +2,7 @@
 //!
 //! Owns: cutting a byte stream into frames and back, with every wait bounded and no allocation
 //! before a length is checked. Never: looks into a payload, retries, or decides what a silence
-//! means. Called by both ends of a job ([`JobStream`]) and by the quote codec ([`super::quote`]).
+//! means. Called by both ends of a job ([`JobStream`]) and by the codec of questions ([`super::question`]).
 //! Ends when either side closes or drops its half.
 
 use std::fmt;

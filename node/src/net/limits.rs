@@ -15,7 +15,7 @@ pub enum Role {
     Bootstrap,
     /// Serves the directory, quotes and jobs.
     Provider,
-    /// Asks, and serves nothing: it listens nowhere and enters nobody's routing table.
+    /// Asks, and serves nothing but its accounts: it listens nowhere and enters nobody's routing table.
     Renter,
 }
 
@@ -33,7 +33,7 @@ pub struct NetworkLimits {
     pub pending_in: u32,
     /// Connections in their handshake that we opened.
     pub pending_out: u32,
-    /// Requests that wait for our answer; the next one is refused.
+    /// Questions that wait for our answer, on each topic; the next one is refused.
     pub inbound_requests: usize,
     /// Job streams that wait to be taken up; the next one is refused.
     pub inbound_jobs: usize,
@@ -76,7 +76,7 @@ impl NetworkLimits {
                 connections_per_peer: 4,
                 pending_in: 0,
                 pending_out: 64,
-                inbound_requests: 1,
+                inbound_requests: 16,
                 inbound_jobs: 1,
                 pending_outbound: 256,
                 stored_keys: 0,

@@ -10,11 +10,11 @@
 //!                         |  anchors    joining, and joining again
 //!                         |  discovery  who offers it?           directory  what we keep of it
 //!                         |  errands    get there, do one thing  addresses  what we believe
-//!                         '- behaviour  limits identify ping kad quote jobs
+//!                         '- behaviour  limits identify ping kad quote pair jobs
 //! ```
 //!
-//! Protocols: `/potluck/kad/1` (directory), `/potluck/quote/1` (one question, one answer),
-//! `/potluck/job/1` (a stream of frames). QUIC is preferred; TCP with noise and yamux comes second.
+//! Protocols: `/potluck/kad/1` (directory), `/potluck/quote/1` and `/potluck/pair/1` (one question,
+//! one answer; only the second is answered by renters too), `/potluck/job/1` (a stream of frames). QUIC is preferred; TCP with noise and yamux comes second.
 //!
 //! What this room does not do yet: relays, hole punching, mDNS, signed offers in a sharded
 //! directory, remembering peers over a restart. A provider behind NAT needs a forwarded port and
@@ -34,11 +34,12 @@ mod jobs;
 mod limits;
 mod listen;
 mod on_event;
-mod quote;
+mod question;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,7 @@ use std::time::Duration;
 use libp2p::identity::Keypair;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::limits::MAX_FRAME_BYTES;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,7 @@ pub use snapshot::{Link, NetCounters, NetSnapshot};
 use command::{Command, Errand, Patience, Task};
 use event_loop::{EventLoop, Parts};
 use limits::{COMMANDS, GOODBYE_WITHIN, LOOP_GRACE, PROVIDE_WITHIN};
+use question::Topic;
 
 use crate::identity::Identity;
 
@@ -91,12 +93,14 @@ pub struct Joined {
     pub address: Multiaddr,
 }
 
-/// What others ask of us. Both queues are bounded: when one is full the newcomer is refused (and
+/// What others ask of us. The queues are bounded: when one is full the newcomer is refused (and
 /// counted), never the one that waits.
 #[derive(Debug)]
 pub struct Inbound {
-    /// Questions, each to be answered within 30 s.
+    /// Questions about offers and prices, each to be answered within 30 s.
     pub requests: mpsc::Receiver<InboundRequest>,
+    /// Questions about what we owe each other, each to be answered within 30 s.
+    pub pairs: mpsc::Receiver<InboundRequest>,
     /// Job streams that peers opened.
     pub jobs: mpsc::Receiver<JobStream>,
 }
@@ -139,6 +143,7 @@ pub struct Network {
 struct Inner {
     local: PeerId,
     commands: mpsc::Sender<Command>,
+    pair_peers: watch::Receiver<BTreeSet<PeerId>>,
     stop: CancellationToken,
     ended: CancellationToken,
 }
@@ -168,7 +173,9 @@ impl Network {
         }
         let (commands, command_queue) = mpsc::channel(COMMANDS);
         let (requests, request_queue) = mpsc::channel(limits.inbound_requests.max(1));
+        let (pairs, pair_queue) = mpsc::channel(limits.inbound_requests.max(1));
         let (jobs, job_queue) = mpsc::channel(limits.inbound_jobs.max(1));
+        let (pair_peers, pair_peers_seen) = watch::channel(BTreeSet::new());
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let parts = Parts {
             local: identity.peer(),
@@ -177,6 +184,8 @@ impl Network {
             bootstrap,
             commands: command_queue,
             requests,
+            pairs,
+            pair_peers,
             jobs,
             stop: stop.clone(),
             _ended: ended.clone().drop_guard(),
@@ -184,8 +193,10 @@ impl Network {
         let mut event_loop = EventLoop::new(swarm, parts);
         listen::listen_on_all(&mut event_loop, &listen).await?;
         tokio::spawn(event_loop.run());
-        let inner = Arc::new(Inner { local: identity.peer(), commands, stop, ended });
-        Ok((Self { inner }, Inbound { requests: request_queue, jobs: job_queue }))
+        let inner =
+            Arc::new(Inner { local: identity.peer(), commands, pair_peers: pair_peers_seen, stop, ended });
+        let inbound = Inbound { requests: request_queue, pairs: pair_queue, jobs: job_queue };
+        Ok((Self { inner }, inbound))
     }
 
     /// Who we are.
@@ -248,19 +259,49 @@ impl Network {
         self.call(within, |reply| Command::Find { key, want, patience, reply }).await?
     }
 
-    /// Asks `peer` one question (1 to `MAX_FRAME_BYTES` bytes) and waits at most `within` (and at
-    /// most 30 s once it is sent) for the answer. Finds and dials the peer when needed. Never asks
-    /// twice.
+    /// Asks `peer` one question about an offer or a price (1 to `MAX_FRAME_BYTES` bytes) and waits at
+    /// most `within` (and at most 30 s once it is sent) for the answer. Finds and dials the peer when
+    /// needed. Never asks twice.
     ///
     /// # Errors
     /// See [`AskError`].
     pub async fn ask(&self, peer: PeerId, request: Vec<u8>, within: Duration) -> Result<Vec<u8>, AskError> {
+        self.ask_about(Topic::Quote, peer, request, within).await
+    }
+
+    /// As [`Self::ask`], about what we and `peer` owe each other.
+    ///
+    /// # Errors
+    /// See [`AskError`]: `Unsupported` by a peer that keeps no accounts.
+    pub async fn ask_pair(
+        &self,
+        peer: PeerId,
+        request: Vec<u8>,
+        within: Duration,
+    ) -> Result<Vec<u8>, AskError> {
+        self.ask_about(Topic::Pair, peer, request, within).await
+    }
+
+    /// The peers that are connected and keep accounts, now and whenever that changes. A peer appears
+    /// when it has told what it speaks, shortly after its connection is up.
+    #[must_use]
+    pub fn pair_peers(&self) -> watch::Receiver<BTreeSet<PeerId>> {
+        self.inner.pair_peers.clone()
+    }
+
+    async fn ask_about(
+        &self,
+        topic: Topic,
+        peer: PeerId,
+        request: Vec<u8>,
+        within: Duration,
+    ) -> Result<Vec<u8>, AskError> {
         let len = request.len();
         if len == 0 || len > MAX_FRAME_BYTES {
             return Err(AskError::BadRequest { len });
         }
         let patience = Patience::starting_now(within);
-        let errand = |reply| Errand { peer, patience, task: Task::Ask { request, reply } };
+        let errand = |reply| Errand { peer, patience, task: Task::Ask { topic, request, reply } };
         self.call(within, |reply| Command::Run(errand(reply))).await?
     }
 

@@ -5,7 +5,7 @@
 use libp2p::core::ConnectedPoint;
 use libp2p::kad;
 use libp2p::kad::store::RecordStore as _;
-use libp2p::request_response::{Event as QuoteEvent, Message};
+use libp2p::request_response::{Event as QuestionEvent, Message};
 use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, connection_limits, identify, ping};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::event_loop::{Connection, EventLoop, noise};
 use super::framing::JobStream;
 use super::jobs;
 use super::limits::LEARNED_EXTERNAL;
-use super::quote::Answer;
+use super::question::{Answer, Topic};
 
 impl EventLoop {
     pub(super) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -60,7 +60,8 @@ impl EventLoop {
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::Ping(event) => self.on_ping(event),
             BehaviourEvent::Kad(event) => self.on_kad(event),
-            BehaviourEvent::Quote(event) => self.on_quote(event),
+            BehaviourEvent::Quote(event) => self.on_question_event(Topic::Quote, event),
+            BehaviourEvent::Pair(event) => self.on_question_event(Topic::Pair, event),
             BehaviourEvent::Jobs(event) => self.on_job(event),
         }
     }
@@ -90,6 +91,7 @@ impl EventLoop {
             self.identified.remove(&peer);
             self.directory_peers.remove(&peer);
             if let Some(peer) = from_libp2p(&peer) {
+                self.parts.pair_peers.send_if_modified(|peers| peers.remove(&peer));
                 self.errands.disconnected(peer);
             }
         }
@@ -150,6 +152,11 @@ impl EventLoop {
             for address in &addresses {
                 self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
             }
+        }
+        if info.protocols.contains(&Topic::Pair.protocol())
+            && let Some(peer) = from_libp2p(&peer)
+        {
+            self.parts.pair_peers.send_if_modified(|peers| peers.insert(peer));
         }
         self.identified.insert(peer, addresses);
         if serves && self.directory_peers.insert(peer) {
@@ -229,25 +236,25 @@ impl EventLoop {
         }
     }
 
-    fn on_quote(&mut self, event: QuoteEvent<Vec<u8>, Answer>) {
+    fn on_question_event(&mut self, topic: Topic, event: QuestionEvent<Vec<u8>, Answer>) {
         match event {
-            QuoteEvent::Message { peer, message, .. } => match message {
+            QuestionEvent::Message { peer, message, .. } => match message {
                 Message::Request { request, channel, .. } => {
-                    self.on_question(peer, request, channel);
+                    self.on_question(topic, peer, request, channel);
                 }
                 Message::Response { request_id, response } => {
-                    let awaited = self.errands.answered(request_id, response);
+                    let awaited = self.errands.answered(topic, request_id, response);
                     self.counters.replies_late += u64::from(!awaited);
                 }
             },
-            QuoteEvent::OutboundFailure { request_id, error, .. } => {
-                self.errands.ask_failed(request_id, error);
+            QuestionEvent::OutboundFailure { request_id, error, .. } => {
+                self.errands.ask_failed(topic, request_id, error);
             }
-            QuoteEvent::InboundFailure { peer, error, .. } => {
+            QuestionEvent::InboundFailure { peer, error, .. } => {
                 self.counters.requests_broken += 1;
                 tracing::debug!(%peer, %error, "a question failed");
             }
-            QuoteEvent::ResponseSent { .. } => {}
+            QuestionEvent::ResponseSent { .. } => {}
         }
     }
 

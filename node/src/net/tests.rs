@@ -624,3 +624,72 @@ async fn after_shutdown_every_call_says_gone() {
     assert!(renter.listeners().await.is_empty());
     renter.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renters_and_providers_ask_each_other_about_their_accounts() {
+    let (_boot, at) = bootstrap(QUIC).await;
+    let (provider, mut of_provider) = joined(Role::Provider, &[QUIC], &at).await;
+    let (renter, mut of_renter) = joined(Role::Renter, &[], &at).await;
+    for (asks, answers, inbound) in
+        [(&renter, &provider, &mut of_provider), (&provider, &renter, &mut of_renter)]
+    {
+        let answering = async {
+            let question = inbound.pairs.recv().await.expect("asked");
+            assert_eq!((question.peer, question.bytes.as_slice()), (asks.local_peer(), &b"same?"[..]));
+            question.answer(b"same".to_vec()).expect("waits");
+        };
+        let asking = asks.ask_pair(answers.local_peer(), b"same?".to_vec(), SOON);
+        let (answer, ()) = tokio::join!(asking, answering);
+        assert_eq!(answer, Ok(b"same".to_vec()));
+    }
+    assert!(of_provider.requests.try_recv().is_err(), "no question about a price");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bootstrap_keeps_no_accounts() {
+    let (boot, _provider, _inbound, renter) = pair(QUIC).await;
+    let peer = boot.local_peer();
+    assert_eq!(renter.ask_pair(peer, vec![1], SOON).await, Err(AskError::Unsupported { peer }));
+    let peer = renter.local_peer();
+    assert_eq!(boot.ask_pair(peer, vec![1], SOON).await, Err(AskError::Unsupported { peer }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_keeps_accounts_is_listed_while_it_is_connected() {
+    let (_boot, provider, _inbound, renter) = pair(QUIC).await;
+    let (mut listed, peer) = (provider.pair_peers(), renter.local_peer());
+    // Neither bootstrap nor renter is connected to the provider on this topic yet.
+    assert!(!listed.borrow().contains(&peer));
+    let asking = tokio::spawn({
+        let (renter, provider) = (renter.clone(), provider.local_peer());
+        async move { renter.ask_pair(provider, vec![1], SOON).await }
+    });
+    timeout(SOON, listed.wait_for(|peers| peers.contains(&peer))).await.expect("in time").expect("alive");
+    renter.shutdown().await;
+    timeout(SOON, listed.wait_for(|peers| peers.is_empty())).await.expect("in time").expect("alive");
+    asking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_on_one_topic_holds_up_none_of_the_other() {
+    let (_boot, at) = bootstrap(QUIC).await;
+    let mut config = config(Role::Provider, &[QUIC], &at);
+    config.limits.inbound_requests = 2;
+    let (provider, mut inbound) = Network::start(&identity(), config).await.expect("starts");
+    provider.join(SOON).await.expect("joins");
+    let (renter, _) = joined(Role::Renter, &[], &at).await;
+    let peer = provider.local_peer();
+    let flood = join_all((0..6).map(|_| renter.ask_pair(peer, vec![1], SOON)));
+    let answering = async {
+        eventually(&provider, |snapshot| snapshot.counters.requests_refused == 4).await;
+        let price = async { inbound.requests.recv().await.expect("asked").answer(vec![2]).expect("waits") };
+        let (answer, ()) = tokio::join!(renter.ask(peer, vec![1], SOON), price);
+        assert_eq!(answer, Ok(vec![2]));
+        for _ in 0..2 {
+            inbound.pairs.recv().await.expect("waits").answer(vec![3]).expect("waits");
+        }
+    };
+    let (answers, ()) = tokio::join!(flood, answering);
+    assert_eq!(answers.iter().filter(|answer| **answer == Ok(vec![3])).count(), 2, "{answers:?}");
+    assert_eq!(answers.iter().filter(|it| **it == Err(AskError::Busy { peer })).count(), 4, "{answers:?}");
+}

@@ -140,7 +140,8 @@ fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
         protection: Protection::Full,
         expires: wall_clock().saturating_add(UnixMillis::new(60_000)),
     };
-    QuoteResponse::Quote(Box::new(key.sign(quote).unwrap().into_signed()))
+    let quote = Box::new(key.sign(quote).unwrap().into_signed());
+    QuoteResponse::Quote { quote, credit: NanoCredit::new(1 << 40) }
 }
 
 fn served() -> ContentHash {
@@ -267,7 +268,7 @@ impl<'a> Job<'a> {
 /// A valid signature, over something else, by somebody else.
 fn strangers_signature() -> potluck_protocol::sign::Signature {
     let thief = SigningKey::from_seed([9; 32]);
-    let QuoteResponse::Quote(quote) =
+    let QuoteResponse::Quote { quote, .. } =
         quote(&thief, thief.peer(), &wire::encode(&QuoteRequest::Quote { model: served() }).unwrap())
     else {
         panic!("no quote")

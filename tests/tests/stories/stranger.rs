@@ -61,7 +61,9 @@ impl Stranger {
         let model = model().unwrap().blake3;
         let request = wire::encode(&QuoteRequest::Quote { model }).unwrap();
         let answer = self.network.ask(self.provider, request, WITHIN).await.unwrap();
-        let QuoteResponse::Quote(quote) = wire::decode(&answer).unwrap() else { panic!("no quote") };
+        let QuoteResponse::Quote { quote, credit } = wire::decode(&answer).unwrap() else {
+            panic!("no quote")
+        };
         let quote = quote.verify().unwrap();
         let job = Job::Generate(JobSpec {
             model,
@@ -74,7 +76,7 @@ impl Stranger {
             job: job_digest(&job),
             quote: quote.digest(),
             terms: quote.body().terms,
-            max_total: NanoCredit::new(10_000_000),
+            max_total: credit,
             max_ms: quote.body().max_ms,
             created: UnixMillis::ZERO,
             // Beyond any clock: a deadline is another story.

@@ -89,7 +89,7 @@ fn rows(steps: &[Step]) -> Vec<Vec<String>> {
     let mut before = 0;
     for step in steps {
         if step.k != before + 1 {
-            rows.push(vec!["…".to_owned(); 1]);
+            rows.push(vec!["…".to_owned()]);
         }
         before = step.k;
         rows.push(vec![

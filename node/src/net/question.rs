@@ -1,20 +1,38 @@
-//! The wire of `/potluck/quote/1`: one question, one answer, each one frame.
+//! The wire of `/potluck/quote/1` and `/potluck/pair/1`: one question, one answer, each one frame.
 //!
-//! Owns: the request-response codec, and the one convention on top of frames: an answer of length
-//! zero says "busy, ask another". Never: looks into a question or an answer, or waits without the
-//! behaviour's own timeout. Called by libp2p's request-response behaviour.
+//! Owns: the request-response codec of both, and the one convention on top of frames: an answer of
+//! length zero says "busy, ask another". Never: looks into a question or an answer, or waits without
+//! the behaviour's own timeout. Called by libp2p's request-response behaviours, one a topic.
 
 use std::io;
 
 use futures::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::StreamProtocol;
 use libp2p::request_response::Codec;
+use potluck_protocol::version::{PAIR_PROTOCOL, QUOTE_PROTOCOL};
 
 use super::error::FrameError;
 use super::framing::{length_of, put_frame};
 
-/// The protocol's name and version.
-pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/potluck/quote/1");
+/// What questions are about. Each topic has a protocol, a behaviour and a queue of its own, so that a
+/// flood of one holds up none of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Topic {
+    /// What would it cost?
+    Quote,
+    /// What do we owe each other?
+    Pair,
+}
+
+impl Topic {
+    /// The protocol's name and version.
+    pub(super) fn protocol(self) -> StreamProtocol {
+        StreamProtocol::new(match self {
+            Self::Quote => QUOTE_PROTOCOL,
+            Self::Pair => PAIR_PROTOCOL,
+        })
+    }
+}
 
 /// What a peer says to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +45,7 @@ pub(super) enum Answer {
 
 /// Reads and writes questions and answers.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct QuoteCodec;
+pub(super) struct QuestionCodec;
 
 fn invalid(error: FrameError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
@@ -51,7 +69,7 @@ async fn write_frame<T: AsyncWrite + Unpin>(io: &mut T, payload: &[u8]) -> io::R
     io.write_all(&frame).await
 }
 
-impl Codec for QuoteCodec {
+impl Codec for QuestionCodec {
     type Protocol = StreamProtocol;
     type Request = Vec<u8>;
     type Response = Answer;
