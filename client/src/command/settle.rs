@@ -85,7 +85,7 @@ pub struct SettleArgs {
 pub async fn run(args: &SettleArgs, printer: &mut Printer) -> Result<(), Failure> {
     let wish = wish(args)?;
     let mut joining = Joining::open(&args.network, printer).await?;
-    let books = Books::open(&mut joining)?;
+    let books = Books::open(&mut joining, printer.tells())?;
     let settled = tokio::select! {
         biased;
         () = joining.stop.cancelled() => Err(Failure::SettleStopped),
