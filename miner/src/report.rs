@@ -209,14 +209,17 @@ impl Reporter {
             "state": "closed",
             "reason": closed.reason,
             "gpu_ms": closed.run.get(),
+            "worked_ms": closed.worked.get(),
             "amount_nanocredits": closed.amount.get(),
             "completion_tokens": closed.completion_tokens,
             "why": closed.why,
         });
         self.tell(event, || {
             let why = closed.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            let unpaid = closed.worked.saturating_sub(closed.run).get();
+            let unpaid = if unpaid > 0 { format!(", {unpaid} ms more unpaid") } else { String::new() };
             format!(
-                "{} {}{why} ({} ms, {}, {} tokens)",
+                "{} {}{why} ({} ms{unpaid}, {}, {} tokens)",
                 closed.lane,
                 reason_words(closed),
                 closed.run.get(),

@@ -21,7 +21,6 @@ mod checkpoint;
 mod compact;
 mod disk;
 mod error;
-pub mod fault;
 mod frame;
 mod index;
 mod journal;
@@ -71,6 +70,8 @@ use index::Index;
 use journal::Found;
 use seal::Sealer;
 use writer::{Request, Writer};
+
+use crate::fault;
 
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;
