@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
-use potluck_node::accounts::Accounts;
+use potluck_node::accounts::{Accounts, SyncError};
+use potluck_node::books;
 use potluck_node::ledger::{AppendError, Ledger, VerifiedRecord};
+use potluck_node::net::AskError;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::sign::SigningKey;
 use tokio::task::JoinHandle;
@@ -32,13 +34,14 @@ pub struct Books {
 }
 
 impl Books {
-    /// Opens the ledger in the state folder and answers what peers ask about it.
+    /// Opens the ledger in the state folder and answers what peers ask about it. A person (`told`) sees how
+    /// far a rebuild of the index is.
     ///
     /// # Errors
     /// When the ledger or the file of settlements cannot be opened.
-    pub fn open(joining: &mut Joining) -> Result<Self, Failure> {
+    pub fn open(joining: &mut Joining, told: bool) -> Result<Self, Failure> {
         let us = joining.identity.peer();
-        let (ledger, _report) = Ledger::open(&joining.state.ledger_dir(), us)?;
+        let (ledger, _report) = books::open(&joining.state.ledger_dir(), us, told)?;
         let key = SigningKey::from_seed(joining.identity.signing_key().seed());
         let accounts = Accounts::open(key, ledger.clone(), joining.network.clone(), &joining.state)?;
         let stop = CancellationToken::new();
@@ -51,7 +54,10 @@ impl Books {
     /// # Errors
     /// Why they differ still. Nothing is lost by it.
     pub async fn sync(&self, peer: PeerId) -> Result<(), Failure> {
-        self.accounts.sync(peer, SYNC_LIMIT).await.map_err(|why| Failure::Sync { peer, why })
+        self.accounts.sync(peer, SYNC_LIMIT).await.map_err(|why| match why {
+            SyncError::Ask(AskError::OtherVersion(version)) => version.into(),
+            why => Failure::Sync { peer, why },
+        })
     }
 
     /// Keeps what was just signed or verified. Of two different things that a peer signed in one place, the

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use potluck_node::accounts::{AccountsError, SettleError, SyncError};
+use potluck_node::books::BooksError;
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
-use potluck_node::net::{JoinError, StartError};
+use potluck_node::net::{JoinError, OtherVersion, StartError};
 use potluck_node::state::StateError;
 use potluck_protocol::fault::{Fault, RefusalCode};
 use potluck_protocol::id::PeerId;
@@ -204,6 +205,9 @@ pub enum Failure {
         /// Why.
         why: String,
     },
+    /// The provider speaks another version of Potluck: one of the two is too old.
+    #[error("{} speaks version {} of Potluck, this program version {}", .0.peer.short(), .0.theirs, .0.ours)]
+    OtherVersion(#[from] OtherVersion),
     /// The provider broke the protocol; nothing was paid for that.
     #[error("{} broke the protocol: {what}", provider.short())]
     Misbehaved {
@@ -276,6 +280,9 @@ pub enum Failure {
     /// The key file.
     #[error("{0}")]
     Identity(#[from] IdentityError),
+    /// A question to the ledger has no answer, or a file of it is not as it must be.
+    #[error("{0}")]
+    Books(#[from] BooksError),
     /// The ledger cannot be opened.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
@@ -331,6 +338,7 @@ impl Failure {
             Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
             Self::ProviderLost { .. } => "provider_lost",
             Self::Unreachable { .. } => "unreachable",
+            Self::OtherVersion(_) => "other_version",
             Self::Misbehaved { .. } => "protocol_violation",
             Self::Equivocated { .. } => "equivocation",
             Self::Sync { why: SyncError::Frozen { .. }, .. }
@@ -343,6 +351,7 @@ impl Failure {
             Self::Cancelled { .. } | Self::SettleStopped => "cancelled",
             Self::State(_) => "state",
             Self::Identity(_) => "identity",
+            Self::Books(why) => why.code().name(),
             Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
             Self::Network(_) => "network",
             Self::New(why) => why.code(),
@@ -371,6 +380,8 @@ impl Failure {
             | Self::SettleStopped
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::OtherVersion(version) if version.is_theirs() => Fault::Provider,
+            Self::OtherVersion(_) => Fault::Local,
             Self::New(why) => why.fault(),
             Self::Refused { code, .. } => code.fault(),
             Self::OwnerYielded { .. } => Fault::Nobody,
@@ -389,6 +400,7 @@ impl Failure {
             | Self::Identity(_)
             | Self::Accounts(_)
             | Self::Ledger(_)
+            | Self::Books(_)
             | Self::Read(_)
             | Self::Append(_)
             | Self::Network(_)
@@ -404,7 +416,7 @@ impl Failure {
         match self {
             Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
             Self::Input { .. } => 2,
-            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } | Self::OtherVersion(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::NoCredit { .. } | Self::CreditReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall | RefusalCode::CreditExhausted, .. } => 4,
@@ -416,6 +428,7 @@ impl Failure {
             | Self::Append(_)
             | Self::Settle { why: SettleError::Books(_), .. }
             | Self::Sync { why: SyncError::Books(_), .. } => 5,
+            Self::Books(why) => why.code().exit(),
             Self::New(NewError::Io { .. }) => 5,
             Self::New(_) => 2,
             Self::Cancelled { .. } | Self::SettleStopped => 130,
@@ -429,6 +442,7 @@ impl Failure {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::New(why) => why.hint(),
+            Self::Books(why) => why.hint().into(),
             Self::UnknownModel(UnknownModel { closest, .. }) => {
                 format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
             }
@@ -474,6 +488,13 @@ impl Failure {
             }
             Self::Refused { .. } => {
                 "only the time that was metered is owed; see potluck ledger receipts".into()
+            }
+            Self::OtherVersion(version) if version.is_theirs() => {
+                "nothing was spent; its owner must upgrade potluckd; choose another provider with --provider"
+                    .into()
+            }
+            Self::OtherVersion(_) => {
+                "nothing was spent; upgrade potluck: your version is the older one".into()
             }
             Self::OwnerYielded { .. } => {
                 "the answer so far is yours and paid; run it again: another provider takes it".into()

@@ -21,6 +21,7 @@ use super::account::Account;
 use super::error::BooksError;
 use super::wishes::Step;
 use super::{Accounts, wall_now};
+use crate::fault;
 use crate::ledger::{Kept, Ledger};
 
 /// Lanes that one tidying ends; the next goes on from there.
@@ -91,7 +92,9 @@ impl Books<'_> {
         Statement: From<Signed<T>>,
     {
         let statement = Statement::from(self.accounts.inner.key.sign(body)?.into_signed());
+        fault::point(fault::PAIR_WORD_SIGNED);
         let kept = self.ledger().keep_each(vec![statement.clone()]).await?;
+        fault::point(fault::PAIR_WORD_KEPT);
         if !matches!(kept.first(), Some(Kept::New | Kept::Known)) {
             tracing::debug!(peer = %self.peer(), ?kept, "nothing more is signed there");
             return Ok(None);

@@ -20,6 +20,7 @@ use potluck_protocol::statement::{Place, Statement};
 use super::books::Books;
 use super::error::BooksError;
 use super::shown::Shown;
+use crate::fault;
 use crate::ledger::{AppendError, Kept, Record};
 
 /// Balance steps and epochs of the peer that one page may bring. An honest page has seven at most.
@@ -165,8 +166,12 @@ impl Page<'_> {
         };
         let receipt = Statement::from(self.books.accounts.inner.key.sign(receipt)?.into_signed());
         let both = vec![Record::from(statement.clone()), Record::from(receipt.clone())];
+        fault::point(fault::LATE_RECEIPT_SIGNED);
         match self.books.ledger().append(both).await {
-            Ok(()) => self.taken.answers.push(receipt),
+            Ok(()) => {
+                fault::point(fault::LATE_RECEIPT_KEPT);
+                self.taken.answers.push(receipt);
+            }
             Err(AppendError::SlotTaken { .. } | AppendError::Retired { .. }) => {
                 self.books.witness(statement).await?;
             }
@@ -230,7 +235,9 @@ impl Page<'_> {
             return Ok(());
         }
         let statements = std::mem::take(&mut self.pending);
+        fault::point(fault::PAIR_PAGE_JUDGED);
         let kept = self.books.ledger().keep_each(statements.clone()).await?;
+        fault::point(fault::PAIR_PAGE_KEPT);
         for (statement, kept) in statements.into_iter().zip(kept) {
             let ours = statement.signer() == self.books.me();
             match kept {

@@ -130,7 +130,7 @@ fn wall_clock() -> UnixMillis {
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap())
 }
 
-fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
+pub(crate) fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
     let QuoteRequest::Quote { model: wanted } = wire::decode(request).unwrap() else {
         panic!("no quote asked")
     };

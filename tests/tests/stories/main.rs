@@ -21,6 +21,8 @@ mod nobody;
 mod offers;
 mod owner_stops;
 mod owner_yields;
+mod skew;
+mod stalled_reader;
 mod stranger;
 mod strangers;
 
