@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use potluck_node::accounts::{Accounts, SyncError};
+use potluck_node::books;
 use potluck_node::ledger::{AppendError, Ledger, VerifiedRecord};
 use potluck_node::net::AskError;
 use potluck_protocol::id::PeerId;
@@ -33,13 +34,14 @@ pub struct Books {
 }
 
 impl Books {
-    /// Opens the ledger in the state folder and answers what peers ask about it.
+    /// Opens the ledger in the state folder and answers what peers ask about it. A person (`told`) sees how
+    /// far a rebuild of the index is.
     ///
     /// # Errors
     /// When the ledger or the file of settlements cannot be opened.
-    pub fn open(joining: &mut Joining) -> Result<Self, Failure> {
+    pub fn open(joining: &mut Joining, told: bool) -> Result<Self, Failure> {
         let us = joining.identity.peer();
-        let (ledger, _report) = Ledger::open(&joining.state.ledger_dir(), us)?;
+        let (ledger, _report) = books::open(&joining.state.ledger_dir(), us, told)?;
         let key = SigningKey::from_seed(joining.identity.signing_key().seed());
         let accounts = Accounts::open(key, ledger.clone(), joining.network.clone(), &joining.state)?;
         let stop = CancellationToken::new();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use potluck_node::accounts::{AccountsError, SettleError, SyncError};
+use potluck_node::books::BooksError;
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
@@ -279,6 +280,9 @@ pub enum Failure {
     /// The key file.
     #[error("{0}")]
     Identity(#[from] IdentityError),
+    /// A question to the ledger has no answer, or a file of it is not as it must be.
+    #[error("{0}")]
+    Books(#[from] BooksError),
     /// The ledger cannot be opened.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
@@ -347,6 +351,7 @@ impl Failure {
             Self::Cancelled { .. } | Self::SettleStopped => "cancelled",
             Self::State(_) => "state",
             Self::Identity(_) => "identity",
+            Self::Books(why) => why.code().name(),
             Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
             Self::Network(_) => "network",
             Self::New(why) => why.code(),
@@ -395,6 +400,7 @@ impl Failure {
             | Self::Identity(_)
             | Self::Accounts(_)
             | Self::Ledger(_)
+            | Self::Books(_)
             | Self::Read(_)
             | Self::Append(_)
             | Self::Network(_)
@@ -422,6 +428,7 @@ impl Failure {
             | Self::Append(_)
             | Self::Settle { why: SettleError::Books(_), .. }
             | Self::Sync { why: SyncError::Books(_), .. } => 5,
+            Self::Books(why) => why.code().exit(),
             Self::New(NewError::Io { .. }) => 5,
             Self::New(_) => 2,
             Self::Cancelled { .. } | Self::SettleStopped => 130,
@@ -435,6 +442,7 @@ impl Failure {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::New(why) => why.hint(),
+            Self::Books(why) => why.hint().into(),
             Self::UnknownModel(UnknownModel { closest, .. }) => {
                 format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
             }

@@ -162,6 +162,12 @@ impl Printer {
         Self { json, quiet, terminal: io::stdout().is_terminal(), spinner, line_open: false }
     }
 
+    /// Is a person told, in prose?
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        !self.json && !self.quiet
+    }
+
     /// Shows what is being waited for.
     pub fn waiting(&self, message: String) {
         if let Some(spinner) = &self.spinner {

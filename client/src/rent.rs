@@ -118,7 +118,7 @@ pub async fn rent(
     printer: &mut Printer,
 ) -> Result<Outcome, Failure> {
     let mut joining = Joining::open(args, printer).await?;
-    let books = Books::open(&mut joining)?;
+    let books = Books::open(&mut joining, printer.tells())?;
     let (identity, network) = (&joining.identity, &joining.network);
     let desk = Desk { identity, books: &books, network, stop: &joining.stop, begun };
     // Before a contract is out there is nothing to settle; afterwards the session watches `stop`.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use potluck_node::books::args::{Form, Verb as LedgerVerb};
 use potluck_node::net::Multiaddr;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::limits::MAX_REFERENCE_BYTES;
@@ -133,11 +134,10 @@ pub enum Verb {
     },
     /// Show what peers owe, and say what they paid
     #[command(
-        subcommand,
         after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5\n  \
             potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\""
     )]
-    Ledger(AccountVerb),
+    Ledger(LedgerArgs),
     /// Fetch and list models
     #[command(subcommand, after_help = "Example:\n  potluckd models pull smollm2-135m")]
     Models(ModelsVerb),
@@ -184,6 +184,17 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// `ledger`: whose, and what of it.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// Folder of key, ledger and configuration [default: the user's data folder]
+    #[arg(long, value_name = "DIR", env = "POTLUCKD_STATE_DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// What.
+    #[command(subcommand)]
+    pub verb: AccountVerb,
+}
+
 /// What can be asked of the ledger, or told to it.
 #[derive(Debug, Subcommand)]
 pub enum AccountVerb {
@@ -215,38 +226,9 @@ pub struct SettleArgs {
     /// It did not arrive: the renter stays in debt
     #[arg(long)]
     pub deny: bool,
-    /// Whose.
-    #[command(flatten)]
-    pub state: StateArgs,
     /// One JSON object on stdout
     #[arg(long)]
     pub json: bool,
-}
-
-/// What can be asked of the ledger.
-#[derive(Debug, Subcommand)]
-pub enum LedgerVerb {
-    /// What each peer owes
-    Balance {
-        /// Whose.
-        #[command(flatten)]
-        state: StateArgs,
-        /// One JSON object on stdout
-        #[arg(long)]
-        json: bool,
-    },
-    /// The last jobs, newest first
-    Receipts {
-        /// Whose.
-        #[command(flatten)]
-        state: StateArgs,
-        /// At most so many
-        #[arg(long, default_value_t = 20, value_name = "N", value_parser = parse_limit)]
-        limit: usize,
-        /// One JSON object on stdout
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// What can be done with models.
@@ -318,27 +300,18 @@ fn parse_length(text: &str) -> Result<Duration, String> {
     if length.is_zero() || length > LONGEST_PAUSE { Err(wrong()) } else { Ok(length) }
 }
 
-fn parse_limit(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|limit| (1..=10_000).contains(limit))
-        .ok_or_else(|| "expected 1 to 10000".to_owned())
-}
-
 impl Verb {
     fn json(&self) -> bool {
         match self {
             Self::Init { .. } => false,
             Self::Run(args) => args.json,
+            Self::Ledger(LedgerArgs { verb: AccountVerb::Look(verb), .. }) => verb.form() == Form::Json,
             Self::Status { json, .. }
             | Self::Doctor { json, .. }
             | Self::SelfTest { json, .. }
             | Self::Pause { json, .. }
             | Self::Resume { json, .. }
-            | Self::Ledger(
-                AccountVerb::Look(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
-                | AccountVerb::Settle(SettleArgs { json, .. }),
-            )
+            | Self::Ledger(LedgerArgs { verb: AccountVerb::Settle(SettleArgs { json, .. }), .. })
             | Self::Models(ModelsVerb::Pull { json, .. } | ModelsVerb::List { json }) => *json,
         }
     }

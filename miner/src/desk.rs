@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use potluck_node::accounts::Accounts;
+use potluck_node::books::Books;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, ReadError};
 use potluck_protocol::fault::RefusalCode;
@@ -100,6 +101,12 @@ impl Desk {
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.setup.ledger
+    }
+
+    /// What can be asked of them.
+    #[must_use]
+    pub fn books(&self) -> Books<'_> {
+        Books { ledger: &self.setup.ledger, key: self.setup.identity.signing_key() }
     }
 
     /// What they mean between us and each peer.

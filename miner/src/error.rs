@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use potluck_node::accounts::AccountsError;
+use potluck_node::books::{BooksError, Failed};
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{LedgerError, ReadError};
 use potluck_node::net::StartError;
@@ -55,6 +56,9 @@ pub enum CommandError {
     /// The accounts cannot be opened. Fault: local.
     #[error(transparent)]
     Accounts(#[from] AccountsError),
+    /// A question to the ledger has no answer, or a file of it is not as it must be.
+    #[error(transparent)]
+    Books(Failed),
     /// A model cannot be served. Fault: local.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -139,11 +143,18 @@ pub enum CommandError {
     },
 }
 
+impl From<BooksError> for CommandError {
+    fn from(error: BooksError) -> Self {
+        Self::Books(error.into())
+    }
+}
+
 impl CommandError {
     /// The process's exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Books(failed) => failed.code.exit(),
             Self::Config(_) | Self::ConfigExists { .. } | Self::Telemetry(_) => 2,
             Self::Model(ModelError::Unknown(_)) => 2,
             Self::Pull(PullError::Unknown(_)) => 2,
@@ -175,6 +186,7 @@ impl CommandError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Books(failed) => failed.code.name(),
             Self::Config(_) | Self::ConfigExists { .. } | Self::Telemetry(_) => "config",
             Self::Cpu(_) => "cpu",
             Self::State(_)
@@ -201,6 +213,7 @@ impl CommandError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Books(failed) => Some(failed.hint.clone()),
             Self::ConfigExists { .. } => {
                 Some("`potluckd init --force` writes it anew; the identity and the ledger stay".into())
             }

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use potluck_node::ledger::report;
+use potluck_node::books::Balance;
 use potluck_node::net::Network;
 use potluck_protocol::unit::{UnixMillis, dollars};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
         })
         .collect();
     let first = desk.slots().iter().find_map(|slot| slot.ready());
-    let balance = report::balance(desk.ledger(), desk.me());
+    let balance = Balance::of(desk.ledger(), desk.me());
     let owner = desk.gate().owner();
     json!({
         "peer": desk.me(),
@@ -55,7 +55,7 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
             "ended_early": desk.counts.ended_early.load(Ordering::Relaxed),
         },
         "waiting": desk.accounts().waiting().unwrap_or_default(),
-        "balance_nanocredits": balance.ok().and_then(|view| view.get("balance_nanocredits").cloned()),
+        "balance_nanocredits": balance.ok().map(|balance| balance.balance_nanocredits),
         "addresses": network.listeners().await.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "network": network.snapshot().await.ok(),
     })

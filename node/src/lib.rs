@@ -9,6 +9,7 @@
 compile_error!("Potluck runs on Linux only for now: its worker processes and its ledger rely on Linux");
 
 pub mod accounts;
+pub mod books;
 pub mod bootstrap;
 pub mod catalogue;
 pub mod config;

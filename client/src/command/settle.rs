@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use potluck_node::accounts::report::settlement;
 use potluck_node::accounts::{SettleOutcome, SettleWish};
+use potluck_node::books::args::Verb;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::unit::NanoCredit;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::books::Books;
-use crate::command::ledger::LedgerCommand;
 use crate::error::Failure;
 use crate::joined::{Joining, NetworkArgs};
 use crate::output::{Printer, print_data};
@@ -25,12 +25,23 @@ use crate::search::wall_clock;
 /// A provider that is not met is looked for again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// `potluck ledger`: whose, and what of it.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// Where keys and ledger are kept
+    #[arg(long, value_name = "DIR", env = "POTLUCK_STATE_DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// What.
+    #[command(subcommand)]
+    pub verb: AccountCommand,
+}
+
 /// Verbs of `potluck ledger`.
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
     /// Questions.
     #[command(flatten)]
-    Look(LedgerCommand),
+    Look(Verb),
     /// Enter what you paid a provider outside of Potluck
     #[command(after_help = "Examples:
   potluck ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\"
@@ -74,7 +85,7 @@ pub struct SettleArgs {
 pub async fn run(args: &SettleArgs, printer: &mut Printer) -> Result<(), Failure> {
     let wish = wish(args)?;
     let mut joining = Joining::open(&args.network, printer).await?;
-    let books = Books::open(&mut joining)?;
+    let books = Books::open(&mut joining, printer.tells())?;
     let settled = tokio::select! {
         biased;
         () = joining.stop.cancelled() => Err(Failure::SettleStopped),

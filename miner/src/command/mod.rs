@@ -14,7 +14,7 @@ mod status;
 
 use std::io::Write as _;
 
-use crate::cli::{AccountVerb, Verb};
+use crate::cli::{AccountVerb, LedgerArgs, StateArgs, Verb};
 use crate::error::CommandError;
 
 /// Does what the command line says.
@@ -30,8 +30,13 @@ pub(crate) fn run(verb: Verb) -> Result<(), CommandError> {
         Verb::Doctor { state, json } => doctor::run(&state.dir(), json),
         Verb::SelfTest { gpu, require, json } => self_test::run(gpu, require, json),
         Verb::Status { state, json } => status::run(&state.dir(), json),
-        Verb::Ledger(AccountVerb::Look(verb)) => ledger::run(verb),
-        Verb::Ledger(AccountVerb::Settle(args)) => settle::run(args),
+        Verb::Ledger(LedgerArgs { state_dir, verb }) => {
+            let dir = StateArgs { state_dir }.dir();
+            match verb {
+                AccountVerb::Look(verb) => ledger::run(&dir, verb),
+                AccountVerb::Settle(args) => settle::run(&dir, args),
+            }
+        }
         Verb::Models(verb) => models::run(verb),
     }
 }

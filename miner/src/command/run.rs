@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use potluck_node::accounts::Accounts;
+use potluck_node::books;
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Ledger, Retention};
+use potluck_node::ledger::Retention;
 use potluck_node::net::{Inbound, Network, NetworkConfig, NetworkLimits, Role};
 use potluck_node::shutdown;
 use potluck_node::state::StateDir;
@@ -39,7 +40,9 @@ use crate::worker_slot::{WorkerPlan, WorkerSlot};
 
 pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     check_cpu()?;
-    let reporter = Reporter::new(args.json);
+    let told = !args.json;
+    let reporter = Reporter::start(args.json)
+        .map_err(|source| CommandError::System { doing: "start the reports", source })?;
     let dir = args.state.dir();
     let state = StateDir::open(&dir)?;
     let jailing = if args.unsafe_no_jail { Jailing::Off } else { Jailing::Full };
@@ -47,7 +50,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     let pauses = PauseFile::in_folder(state.path());
     let programs = Programs::find()?;
     let identity = Identity::load_or_create(&state.key_path())?;
-    let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
+    let (ledger, _) = books::open(&state.ledger_dir(), identity.peer(), told)?;
     let key = |identity: &Identity| SigningKey::from_seed(identity.signing_key().seed());
     ledger.tend(key(&identity), Retention::default())?;
     let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
@@ -55,7 +58,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         .enable_all()
         .build()
         .map_err(|source| CommandError::System { doing: "start the runtime", source })?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let stop = shutdown::on_signals()
             .map_err(|source| CommandError::System { doing: "watch for signals", source })?;
         let protection = protection(jailing, &programs, &config).await?;
@@ -106,7 +109,9 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         }
         reporter.stopped();
         Ok(())
-    })
+    });
+    reporter.flush();
+    outcome
 }
 
 /// The file's settings with the flags over them.

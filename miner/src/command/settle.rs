@@ -3,6 +3,8 @@
 //! Owns: what is said of the outcome. Never: signs or talks to a renter itself: the running potluckd does,
 //! because it alone holds the ledger and the network. Called by [`super::run`].
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::print_line;
@@ -10,11 +12,10 @@ use crate::cli::SettleArgs;
 use crate::control::{Question, ask};
 use crate::error::CommandError;
 
-pub(super) fn run(args: SettleArgs) -> Result<(), CommandError> {
-    let SettleArgs { peer, amount, reference, deny, state, json } = args;
-    let state_dir = state.dir();
+pub(super) fn run(dir: &Path, args: SettleArgs) -> Result<(), CommandError> {
+    let SettleArgs { peer, amount, reference, deny, json } = args;
     let question = Question::Settle { peer, amount, reference, deny };
-    let answer = ask(&state_dir, question)?.ok_or(CommandError::NotRunning { state_dir })?;
+    let answer = ask(dir, question)?.ok_or_else(|| CommandError::NotRunning { state_dir: dir.to_owned() })?;
     told(&answer, json).map(|line| print_line(&line))
 }
 

@@ -140,11 +140,14 @@ impl Books<'_> {
                 tracing::warn!(%peer, reason = ?answer.reason, "a balance was refused");
                 self.sign(answer).await
             }
-            Err(StateRefused::Gap { .. }) => {
-                self.account.parted();
+            Ok(Verdict::Clash | Verdict::AskOwner(_)) => Ok(None),
+            Err(refused) => {
+                tracing::debug!(%peer, %refused, "a balance cannot be judged now");
+                if matches!(refused, StateRefused::Gap { .. }) {
+                    self.account.parted();
+                }
                 Ok(None)
             }
-            Ok(Verdict::Clash | Verdict::AskOwner(_)) | Err(_) => Ok(None),
         }
     }
 

@@ -60,8 +60,8 @@ impl Accounts {
         for slot in &due {
             page.extend(self.inner.ledger.statement(slot)?);
         }
-        if !page.is_empty() {
-            self.push(&account, page).await?;
+        if !page.is_empty() && self.push(&account, page).await?.stepped {
+            self.go_on(&account).await?;
         }
         Ok(())
     }

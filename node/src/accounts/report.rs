@@ -50,8 +50,11 @@ fn words(wish: &SettleWish, outcome: &SettleOutcome) -> String {
         SettleOutcome::Proposed => format!(
             "{payment} is proposed and waits for the other owner's word; nothing more is to be done here"
         ),
+        SettleOutcome::Noted { why } if wish.deny => {
+            format!("that {payment} did not arrive is noted, and said when the two next meet: {why}")
+        }
         SettleOutcome::Noted { why } => {
-            format!("{payment} is noted and will be proposed when the two next meet: {why}")
+            format!("{payment} is noted, and goes on when the two next meet: {why}")
         }
     }
 }

@@ -164,9 +164,9 @@ impl Server {
             let follow = async {
                 let _turn = account.turn.lock().await;
                 if then.synced {
-                    accounts.after_sync(&account).await
+                    accounts.after_sync(&account, false).await
                 } else {
-                    accounts.pursue(&account).await
+                    accounts.go_on(&account).await
                 }
             };
             log(account.peer, tokio::time::timeout(AFTER_WITHIN, follow).await.unwrap_or(Ok(())));

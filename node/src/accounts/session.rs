@@ -60,7 +60,7 @@ impl Accounts {
         let session = Session { accounts: self, account: &account, forgot: false };
         timeout_at(deadline, session.run()).await.map_err(timed_out)??;
         // What fails from here on is tried again by the outbox, or by the next sync.
-        match timeout_at(deadline, self.after_sync(&account)).await {
+        match timeout_at(deadline, self.after_sync(&account, true)).await {
             Ok(Ok(())) => {}
             Ok(Err(SyncError::Books(error))) => return Err(SyncError::Books(error)),
             Ok(Err(error)) => tracing::debug!(%peer, %error, "what waited for a sync waits on"),
@@ -69,8 +69,9 @@ impl Accounts {
         Ok(())
     }
 
-    /// Does what had to wait until both hold the same. The turn is held.
-    pub(super) async fn after_sync(&self, account: &Account) -> Result<(), SyncError> {
+    /// Does what had to wait until both hold the same. The turn is held. Whoever `drove` the sync proposes
+    /// the balance that may be due, so that the two do not cross.
+    pub(super) async fn after_sync(&self, account: &Account, drove: bool) -> Result<(), SyncError> {
         let mut news = Vec::new();
         {
             let books = self.books(account).await;
@@ -78,12 +79,15 @@ impl Accounts {
             account.state().outbox.synced();
             news.extend(books.judge_open().await?);
             news.extend(books.close_left_open().await?);
-            news.extend(books.propose(None).await?);
         }
         for page in news.chunks(MAX_SYNC_OBJECTS) {
             self.push(account, page.to_vec()).await?;
         }
-        self.pursue(account).await?;
+        if drove {
+            self.go_on(account).await?;
+        } else {
+            self.pursue(account).await?;
+        }
         self.inner.news.meet(account.peer);
         Ok(())
     }

@@ -34,8 +34,9 @@ use crate::state::StateDir;
 const MEET_WITHIN: Duration = Duration::from_secs(10);
 /// How long it waits for the other owner on top, before it says that it waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// Moves made for one wish in one go.
-const MOVES: u32 = 6;
+/// Times that all wishes about one peer are gone through in one go: one that is decided frees the step for
+/// the next.
+const PASSES: u32 = 8;
 /// Decided settlements remembered until whoever asked for them has looked.
 const REMEMBERED: usize = 64;
 
@@ -101,10 +102,12 @@ pub(super) fn waiting_in(ledger: &Ledger, me: PeerId, wishes: &Wishes) -> Result
             let payment = state.body().settle.clone();
             let ours = state.body().by == me;
             let to_us = payment.as_ref().is_some_and(|payment| payment.payer == peer);
+            // Where both proposed, the step is burned: it takes another one.
+            let crossed = book.open().len() > 1;
             let waits_for = match (ours, to_us) {
-                (true, _) => WaitsFor::TheirAnswer,
-                (false, true) => WaitsFor::OurOwner,
-                (false, false) => WaitsFor::Meeting,
+                (true, _) if !crossed => WaitsFor::TheirAnswer,
+                (false, true) if !crossed => WaitsFor::OurOwner,
+                _ => WaitsFor::Meeting,
             };
             waiting.push(Waiting { peer, payment, waits_for });
         }
@@ -160,6 +163,10 @@ impl Accounts {
     /// When it is not even noted; see [`SettleError`]. That the peer cannot be met is no error.
     pub async fn settle(&self, wish: SettleWish) -> Result<SettleOutcome, SettleError> {
         let account = self.check_wish(&wish)?;
+        if !wish.deny && self.books(&account).await.was_agreed(&wish.payment(self.me()))? {
+            self.inner.wishes.change(|wishes| wishes.done(&wish))?;
+            return Ok(SettleOutcome::Agreed);
+        }
         self.inner.outcomes.take(&wish);
         self.inner.wishes.change(|wishes| wishes.add(wish.clone(), self.me()))??;
         if !account.state().synced
@@ -174,7 +181,7 @@ impl Accounts {
         let carried = timeout_at(deadline, self.carry_out(&account, &wish)).await;
         match carried {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.how_far(&wish)),
+            Err(_) => Ok(self.how_far(&account, &wish).await?),
         }
     }
 
@@ -197,7 +204,7 @@ impl Accounts {
         if book.link() == Link::Frozen {
             return Err(SettleError::Frozen { peer });
         }
-        if wish.deny && proposal(&book, peer, &wish.payment(self.me())).is_none() {
+        if wish.deny && !is_proposed(&book, peer, &wish.payment(self.me())) {
             return Err(SettleError::NothingToDeny { peer });
         }
         Ok(account)
@@ -224,56 +231,67 @@ impl Accounts {
         }
     }
 
-    /// How far a wish is that is not decided.
-    fn how_far(&self, wish: &SettleWish) -> SettleOutcome {
+    /// How far a wish is when the time is over: our answer to the peer's proposal is good once it is durable,
+    /// also while the peer cannot be told.
+    async fn how_far(&self, account: &Account, wish: &SettleWish) -> Result<SettleOutcome, BooksError> {
         let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
-        match held.iter().find(|held| held.wish == *wish) {
-            Some(held) if held.step.is_some() => SettleOutcome::Proposed,
-            _ => SettleOutcome::Noted { why: "another balance waits for an answer first".to_owned() },
+        let step = held.iter().find(|held| held.wish == *wish).and_then(|held| held.step);
+        let Some(step) = step else {
+            let why = "another balance waits for an answer first".to_owned();
+            return Ok(SettleOutcome::Noted { why });
+        };
+        Ok(match self.books(account).await.fate(&wish.payment(self.me()), step)? {
+            Fate::Agreed => SettleOutcome::Agreed,
+            Fate::Denied => SettleOutcome::Denied,
+            Fate::Refused(reason) => SettleOutcome::Refused { reason },
+            Fate::Waits | Fate::Void => SettleOutcome::Proposed,
+        })
+    }
+
+    /// Goes on with the balance: proposes one that is due, and then every wish. The turn is held.
+    pub(super) async fn go_on(&self, account: &Account) -> Result<(), SyncError> {
+        let due = self.books(account).await.propose(None).await?;
+        if let Some(state) = due {
+            self.push(account, vec![state]).await?;
         }
+        self.pursue(account).await
     }
 
     /// Goes on with every wish about the account's peer, as far as that goes now. The turn is held.
     pub(super) async fn pursue(&self, account: &Account) -> Result<(), SyncError> {
-        for held in self.inner.wishes.look(|wishes| wishes.of(account.peer)) {
-            for _ in 0..MOVES {
-                let next = self.books(account).await.next_move(&held.wish).await?;
-                match next {
-                    Move::Wait => break,
-                    Move::Say(statement) => drop(self.push(account, vec![statement]).await?),
-                    Move::Done(outcome) => {
-                        tracing::info!(peer = %account.peer, reference = held.wish.reference, ?outcome, "settled");
-                        self.inner
-                            .wishes
-                            .change(|wishes| wishes.done(&held.wish))
-                            .map_err(BooksError::from)?;
-                        self.inner.outcomes.note(held.wish, outcome);
-                        account.changed.notify_waiters();
-                        break;
-                    }
-                }
+        for _ in 0..PASSES {
+            let mut moved = false;
+            for held in self.inner.wishes.look(|wishes| wishes.of(account.peer)) {
+                moved |= self.pursue_one(account, held.wish).await?;
+            }
+            if !moved {
+                break;
             }
         }
         Ok(())
     }
-}
 
-/// The state of `peer` in `book` that waits and takes in `payment`.
-fn proposal(book: &PairBook, peer: PeerId, payment: &Settle) -> Option<Step> {
-    let mut open = book.open().iter().map(|state| state.body());
-    let body = open.find(|body| body.by == peer && body.settle.as_ref() == Some(payment))?;
-    Some(Step { epoch: body.epoch, n: body.n })
-}
-
-/// The payment that the last agreed balance took in.
-fn last_payment(book: &PairBook) -> Option<Settle> {
-    let head = book.head();
-    book.statements().into_iter().find_map(|statement| match statement {
-        Statement::State(state) if (state.body.epoch, state.body.n) == (head.epoch, head.n) => {
-            state.body.settle
+    /// Makes the next move for a wish; whether there was one.
+    async fn pursue_one(&self, account: &Account, wish: SettleWish) -> Result<bool, SyncError> {
+        let next = self.books(account).await.next_move(&wish).await?;
+        match next {
+            Move::Wait => return Ok(false),
+            Move::Say(statement) => drop(self.push(account, vec![statement]).await?),
+            Move::Done(outcome) => {
+                tracing::info!(peer = %account.peer, reference = wish.reference, ?outcome, "settled");
+                self.inner.wishes.change(|wishes| wishes.done(&wish)).map_err(BooksError::from)?;
+                self.inner.outcomes.note(wish, outcome);
+                account.changed.notify_waiters();
+            }
         }
-        _ => None,
-    })
+        Ok(true)
+    }
+}
+
+/// Has `peer` proposed `payment`, and waits? Where both proposed, the step is burned and nobody waits.
+fn is_proposed(book: &PairBook, peer: PeerId, payment: &Settle) -> bool {
+    let [state] = book.open() else { return false };
+    state.body().by == peer && state.body().settle.as_ref() == Some(payment)
 }
 
 impl Books<'_> {
@@ -293,16 +311,30 @@ impl Books<'_> {
             }
         }
         let book = self.book()?;
-        if !wish.deny && last_payment(&book).as_ref() == Some(&payment) {
+        if !wish.deny && self.was_agreed(&payment)? {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
-        let said = match proposal(&book, peer, &payment) {
-            Some(_) => self.judge_open().await?,
+        let said = match is_proposed(&book, peer, &payment) {
+            true => self.judge_open().await?,
             // What was to be denied stands no more.
-            None if wish.deny => return Ok(Move::Done(SettleOutcome::Denied)),
-            None => self.propose(Some(payment)).await?,
+            false if wish.deny => return Ok(Move::Done(SettleOutcome::Denied)),
+            false => self.propose(Some(payment)).await?,
         };
         Ok(said.map_or(Move::Wait, Move::Say))
+    }
+
+    /// Did an agreed balance take this payment in? Looks through all of them, newest first: the owner speaks
+    /// seldom, and a payment must not count twice.
+    fn was_agreed(&self, payment: &Settle) -> Result<bool, BooksError> {
+        let head = self.book()?.head();
+        for n in (1..=head.n).rev() {
+            for epoch in (0..=head.epoch).rev() {
+                if self.fate(payment, Step { epoch, n })? == Fate::Agreed {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn fate(&self, payment: &Settle, step: Step) -> Result<Fate, BooksError> {

@@ -262,7 +262,7 @@ fn verified<T: Signable>(signed: Signed<T>) -> Option<Verified<T>> {
 /// held, `meter` our meter of the voucher's number. Vouchers between may be lost on both sides (they are
 /// cumulative, and a ledger that was made smaller keeps only the newest): then the link to the one before
 /// cannot be checked, and need not be.
-fn receipt_for(
+pub(super) fn receipt_for(
     contract: &Verified<Contract>,
     last: Option<&Verified<Voucher>>,
     meter: Option<&Verified<Meter>>,

@@ -3,6 +3,7 @@
 //! Every wait is for a condition and bounded by [`SOON`], far above what a starved machine needs.
 
 mod hostile;
+mod laws;
 mod settling;
 mod syncing;
 

@@ -28,7 +28,7 @@ impl Accounts {
         });
         for peer in peers.into_iter().filter(|peer| connected.contains(peer)) {
             let tidied = if self.is_synced(peer) {
-                self.propose_balance(peer).await
+                self.balance(peer).await
             } else {
                 self.sync(peer, SYNC_WITHIN).await
             };
@@ -51,13 +51,9 @@ impl Accounts {
         Ok(())
     }
 
-    async fn propose_balance(&self, peer: PeerId) -> Result<(), SyncError> {
+    async fn balance(&self, peer: PeerId) -> Result<(), SyncError> {
         let account = self.account(peer)?;
         let _turn = account.turn.lock().await;
-        let proposed = self.books(&account).await.propose(None).await?;
-        if let Some(state) = proposed {
-            self.push(&account, vec![state]).await?;
-        }
-        Ok(())
+        self.go_on(&account).await
     }
 }

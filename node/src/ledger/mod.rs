@@ -31,7 +31,6 @@ mod money;
 mod pairs;
 mod read;
 mod record;
-pub mod report;
 mod seal;
 mod slot;
 mod view;

@@ -18,11 +18,13 @@ use super::frame::{FIRST_OF_GROUP, HEADER_BYTES, parse};
 use super::index::Table;
 use super::journal::segment_name;
 use super::record::Checked;
+use super::slot::Slot;
 use super::*;
 
 mod compaction;
 mod crash;
 mod journal;
+mod pairs;
 mod power;
 mod two_disks;
 

@@ -143,23 +143,32 @@ async fn payments_count_when_their_receiver_says_so() {
 
     // A payment that did not arrive: refused, and the debt stays.
     let lie = ["--amount", "0.00003", "--ref", "cash 2"];
-    let flags = [&[peer.as_str()], &lie[..], &["--wait", "0"]].concat();
-    let (code, answer) = settled(&renter, &flags).await;
-    assert_eq!((code, answer["state"].as_str()), (Some(0), Some("proposed")), "{answer}");
+    let mut lying = renter.settle(&[&[peer.as_str()], &lie[..], &["--wait", "60"]].concat()).unwrap();
+    until_claimed(&state, "cash 2").await;
     let (code, answer) = ledgers::settle(&state, &[&[us], &lie[..], &["--deny"]].concat()).await.unwrap();
     assert_eq!((code, answer["state"].as_str()), (Some(0), Some("denied")), "{answer}");
-    let (code, answer) = settled(&renter, &flags).await;
-    assert_eq!((code, answer["code"].as_str()), (Some(1), Some("not_settled")), "{answer}");
+    let answer = lying.next_event(JOB).await.unwrap().unwrap();
+    assert_eq!((answer["code"].as_str(), answer["fault"].as_str()), (Some("not_settled"), Some("provider")));
+    assert_eq!(lying.exit(JOB).await.unwrap().code(), Some(1));
     assert_both(&renter, &state, i64::try_from(owed).unwrap() - 20_000).await;
 
     // The owner enters a payment of which the renter said nothing; when the two next meet it counts.
     let gift = ["--amount", "0.00001", "--ref", "cash 3"];
     let (code, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
-    assert_eq!((code, answer["state"].as_str()), (Some(0), Some("noted")), "{answer}");
-    let amount = number(small_job(&renter).await.event("settled"), "amount_nanocredits");
-    let (_, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
+    // Proposed, when the daemon has not noticed yet that the renter left.
+    let waits = ["noted", "proposed"].map(|state| answer["state"] == state);
+    assert!(code == Some(0) && waits.contains(&true), "{answer}");
+    let (mut owed, mut answer) = (owed, Value::Null);
+    for _ in 0..5 {
+        owed += number(small_job(&renter).await.event("settled"), "amount_nanocredits");
+        // The job may have been shorter than the two signatures.
+        (_, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
+        if answer["state"] == "agreed" {
+            break;
+        }
+    }
     assert_eq!(answer["state"], "agreed", "{answer}");
-    assert_both(&renter, &state, i64::try_from(owed + amount).unwrap() - 30_000).await;
+    assert_both(&renter, &state, i64::try_from(owed).unwrap() - 30_000).await;
 
     // Who is not there cannot be told.
     network.providers.remove(0).process.stop().await.unwrap();
@@ -179,12 +188,6 @@ async fn until_claimed(state: &Path, reference: &str) {
         }
     }
     panic!("the provider never heard of `{reference}`");
-}
-
-async fn settled(renter: &Renter, flags: &[&str]) -> (Option<i32>, Value) {
-    let mut process = renter.settle(flags).unwrap();
-    let answer = process.next_event(JOB).await.unwrap().unwrap_or_default();
-    (process.exit(JOB).await.unwrap().code(), answer)
 }
 
 /// Both say that the renter owes `owed` (less than nothing: it has prepaid).
@@ -217,7 +220,8 @@ async fn a_stranger_at_its_limit_is_told_the_way_out() {
 
     // The way out leads out.
     let cash = ["--amount", "0.000044444", "--ref", "cash"];
-    let mut paying = renter.settle(&[&[provider.peer.as_str()], &cash[..], &["--wait", "60"]].concat()).unwrap();
+    let mut paying =
+        renter.settle(&[&[provider.peer.as_str()], &cash[..], &["--wait", "60"]].concat()).unwrap();
     until_claimed(&provider.state, "cash").await;
     let us = ledgers::ask("potluckd", "balance", &provider.state).await.unwrap();
     let us = us[0]["pairs"][0]["peer"].as_str().unwrap();

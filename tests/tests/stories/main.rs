@@ -22,6 +22,7 @@ mod offers;
 mod owner_stops;
 mod owner_yields;
 mod skew;
+mod stalled_reader;
 mod stranger;
 mod strangers;
 

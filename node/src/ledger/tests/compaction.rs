@@ -3,10 +3,10 @@
 
 use super::*;
 
-const AT_ONCE: Retention = Retention { keep: Duration::ZERO, worth_bytes: 0 };
+pub(super) const AT_ONCE: Retention = Retention { keep: Duration::ZERO, worth_bytes: 0 };
 
 /// Fills the present segment.
-async fn fill(ledger: &Ledger, from: u64) {
+pub(super) async fn fill(ledger: &Ledger, from: u64) {
     for serial in from..from + 18 {
         let mut body = selling(1_000_000 + serial).quote().body;
         body.hardware.name = "x".repeat(60_000);
@@ -15,7 +15,7 @@ async fn fill(ledger: &Ledger, from: u64) {
 }
 
 /// Lanes 1 and 2 closed with three vouchers each, lane 3 open; then a full segment.
-async fn grown(dir: &Path) -> Ledger {
+pub(super) async fn grown(dir: &Path) -> Ledger {
     let (ledger, _) = open(dir);
     for lane in [selling(1), buying(2), selling(3)] {
         let mut records = lane.whole();
@@ -30,7 +30,10 @@ async fn grown(dir: &Path) -> Ledger {
     ledger
 }
 
-async fn compact(ledger: &Ledger, retention: Retention) -> Result<Option<Compacted>, CompactError> {
+pub(super) async fn compact(
+    ledger: &Ledger,
+    retention: Retention,
+) -> Result<Option<Compacted>, CompactError> {
     let ledger = ledger.clone();
     tokio::task::spawn_blocking(move || ledger.compact(&key(1), retention)).await.unwrap()
 }

@@ -34,7 +34,7 @@ fn read(dir: &Path) -> Result<(Vec<Vec<u8>>, usize), LedgerError> {
 fn three(dir: &Path) -> (Vec<Vec<u8>>, usize) {
     let mut journal = begin(dir);
     let payloads: Vec<Vec<u8>> = (1..=3).map(|n| vec![n; 40]).collect();
-    let ends = payloads.iter().map(|payload| journal.append(&[(1, payload)], NOW).unwrap().end);
+    let ends = payloads.iter().map(|payload| journal.append(&[(1, payload)], NOW).unwrap().0.end);
     let end = usize::try_from(ends.last().unwrap()).unwrap();
     (payloads, end)
 }
@@ -122,8 +122,9 @@ fn another_peers_journal_is_refused_and_another_version_named() {
 fn a_place_is_confirmed_only_where_it_lies() {
     let home = tempfile::tempdir().unwrap();
     let mut journal = begin(home.path());
-    let first = journal.append(&[(1, b"one")], NOW).unwrap();
-    let second = journal.append(&[(1, b"two")], NOW).unwrap();
+    let (first, starts) = journal.append(&[(1, b"one")], NOW).unwrap();
+    assert_eq!(starts, [length(HEADER_BYTES)]);
+    let (second, _) = journal.append(&[(1, b"two")], NOW).unwrap();
     let found = survey(home.path()).unwrap();
     assert!(found.confirms(&first).unwrap() && found.confirms(&second).unwrap());
     let mut seen = 0;
