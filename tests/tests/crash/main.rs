@@ -15,7 +15,7 @@ use potluck_node::fault::{self, Point};
 use tokio::task::JoinSet;
 
 use crate::audit::Losses;
-use crate::pair::{Job, Pair, Run, Who};
+use crate::pair::{Job, Pair, Run, SAID, Who};
 
 /// Tokens of a job that passes every point of a job once.
 const SHORT: u32 = 4;
@@ -37,6 +37,7 @@ async fn recovered(pair: &mut Pair, after: &str) -> Losses {
     let run = pair.rent(&Job { tokens: SHORT, ..Job::default() }).await.unwrap();
     let (error, logs) = (run.ended.event("error"), [&run.ended.stderr, &pair.provider_stderr()]);
     assert!(run.is_done(), "after {after}: {error}\n{}\n{}", logs[0], logs[1]);
+    pair.hear(SAID).await;
     audit::together(pair).unwrap_or_else(|why| panic!("after {after}: {why}"))
 }
 

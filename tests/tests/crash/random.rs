@@ -13,12 +13,14 @@ use potluck_tests::error::KitError;
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Losses};
-use crate::pair::{Job, Pair, Who};
+use crate::pair::{Job, Pair, SAID, Who};
 
 /// Kills of one pair: longer ledgers make slower audits and find nothing new.
 const KILLS_OF_A_PAIR: u64 = 40;
 /// The longest wait before a kill that has no point: into the third quantum of a long job.
 const LATEST_MS: u64 = 4_000;
+/// Kills between two lines of progress.
+const TOLD_EVERY: u64 = 25;
 /// Times that the two are brought together after a kill; an armed provider may die in one more.
 const ATTEMPTS: u32 = 6;
 
@@ -72,8 +74,12 @@ impl Life {
         self.tally.renter += u64::from(renter);
         self.tally.provider += u64::from(provider);
         let kills = u64::from(renter) + u64::from(provider);
-        self.killed.fetch_add(kills, Ordering::Relaxed);
+        let before = self.killed.fetch_add(kills, Ordering::Relaxed);
         self.bar.inc(kills);
+        // Where no bar can be drawn, a line now and then.
+        if self.bar.is_hidden() && before / TOLD_EVERY < (before + kills) / TOLD_EVERY {
+            println!("{} kills", before + kills);
+        }
     }
 
     fn next_job(&mut self) -> Job {
@@ -99,6 +105,7 @@ impl Life {
             let run = self.pair.rent(&Job { tokens: 4, heir, ..Job::default() }).await.map_err(text)?;
             self.note(false, run.provider_died);
             if run.is_done() {
+                self.pair.hear(SAID).await;
                 let losses = audit::together(&self.pair).map_err(|why| format!("{job:?}: {why}"))?;
                 self.tally.losses = self.tally.losses.max(losses);
                 return Ok(());
@@ -164,7 +171,8 @@ async fn kills_at_random_cost_nobody_more_than_the_bound() {
     let (seeds, killed) = (Arc::new(AtomicU64::new(seed)), Arc::new(AtomicU64::new(0)));
     let mut workers = JoinSet::new();
     // A pair waits more than it works, and a failure's seed is found again with one pair alone.
-    let pairs = if most <= KILLS_OF_A_PAIR { 1 } else { std::thread::available_parallelism().unwrap().get() };
+    let pairs =
+        if most <= KILLS_OF_A_PAIR { 1 } else { 2 * std::thread::available_parallelism().unwrap().get() };
     for _ in 0..pairs {
         workers.spawn(work(seeds.clone(), killed.clone(), most, bar.clone()));
     }
