@@ -313,11 +313,13 @@ impl Books<'_> {
         if !wish.deny && last_payment(&book).as_ref() == Some(&payment) {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
-        let said = match is_proposed(&book, peer, &payment) {
-            true => self.judge_open().await?,
+        let said = if is_proposed(&book, peer, &payment) {
+            self.judge_open().await?
+        } else if wish.deny {
             // What was to be denied stands no more.
-            false if wish.deny => return Ok(Move::Done(SettleOutcome::Denied)),
-            false => self.propose(Some(payment)).await?,
+            return Ok(Move::Done(SettleOutcome::Denied));
+        } else {
+            self.propose(Some(payment)).await?
         };
         Ok(said.map_or(Move::Wait, Move::Say))
     }

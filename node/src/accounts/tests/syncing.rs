@@ -176,6 +176,29 @@ async fn lanes_left_open_are_closed_after_a_sync_but_not_those_at_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lane_in_which_nothing_happened_for_a_day_is_given_up_by_both() {
+    let (one, other, provider, renter) = strangers().await;
+    let all = job(&provider.key, &renter.key, 1, ago(UnixMillis::new(48 * HOUR.get())), 2);
+    provider.keep(&all).await;
+    renter.keep(&all).await;
+    let lane = all[0].lane().unwrap();
+    provider.close().await;
+    renter.close().await;
+    // What both do when they begin, without a word to each other.
+    let (provider, renter) = meet(&one, &other).await;
+    let given_up = |side: &Side| {
+        let ends = [&provider, &renter].map(|by| side.held(by, Place::Abandon(lane)));
+        ends.into_iter().flatten().collect::<Vec<_>>()
+    };
+    until("both know of both", || given_up(&provider).len() == 2 && given_up(&renter).len() == 2).await;
+    for end in given_up(&provider) {
+        let Statement::Abandon(end) = end else { panic!() };
+        assert_eq!((end.body.k, end.body.amount), (2, NanoCredit::new(2_000)));
+    }
+    assert_eq!(provider.owed_by(&renter), 2_000, "the last voucher is final");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_confirmed_is_sent_again_without_a_sync() {
     let (_one, _other, provider, renter) = strangers().await;
     let all = job(&provider.key, &renter.key, 1, ago(HOUR), 1);
