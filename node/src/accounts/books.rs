@@ -92,6 +92,8 @@ impl Books<'_> {
         Statement: From<Signed<T>>,
     {
         let signed = self.accounts.inner.key.sign(body)?;
+        // Should nobody wait for the end of this, the outbox is filled from the ledger once more.
+        let before = self.account.posting();
         let statement = Statement::from(signed.signed().clone());
         match self.ledger().append_verified(vec![signed.into()]).await {
             Ok(()) => {}
@@ -101,7 +103,7 @@ impl Books<'_> {
             }
             Err(error) => return Err(error.into()),
         }
-        self.account.state().outbox.sent(&statement, self.accounts.now());
+        self.account.posted(&statement, self.accounts.now(), before);
         self.accounts.inner.posted.notify_one();
         Ok(Some(statement))
     }

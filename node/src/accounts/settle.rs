@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use potluck_protocol::balance::{CancelReason, PairId, Settle};
@@ -177,11 +177,11 @@ impl Accounts {
         let carried = timeout_at(deadline, self.carry_out(&account, &wish)).await;
         match carried {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.how_far(&wish)),
+            Err(_) => Ok(self.how_far(&account, &wish)),
         }
     }
 
-    fn check_wish(&self, wish: &SettleWish) -> Result<std::sync::Arc<Account>, SettleError> {
+    fn check_wish(&self, wish: &SettleWish) -> Result<Arc<Account>, SettleError> {
         let (peer, len) = (wish.peer, wish.reference.len());
         if wish.amount == NanoCredit::ZERO {
             return Err(SettleError::NoAmount);
@@ -193,7 +193,7 @@ impl Accounts {
             return Err(SettleError::NotOursToDeny);
         }
         let account = self.account(peer).map_err(|error| match error {
-            SyncError::Books(error) => SettleError::Books(error),
+            SyncError::Full { limit } => SettleError::Full { limit },
             _ => SettleError::Oneself,
         })?;
         let book = self.book(&account)?;
@@ -227,13 +227,21 @@ impl Accounts {
         }
     }
 
-    /// How far a wish is that is not decided.
-    fn how_far(&self, wish: &SettleWish) -> SettleOutcome {
-        let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
-        match held.iter().find(|held| held.wish == *wish) {
-            Some(held) if held.step.is_some() => SettleOutcome::Proposed,
-            _ => SettleOutcome::Noted { why: "another balance waits for an answer first".to_owned() },
+    /// How far a wish is whose time is over.
+    fn how_far(&self, account: &Account, wish: &SettleWish) -> SettleOutcome {
+        if let Some(outcome) = self.inner.outcomes.take(wish) {
+            return outcome;
         }
+        let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
+        if held.iter().any(|held| held.wish == *wish && held.step.is_some()) {
+            return SettleOutcome::Proposed;
+        }
+        let why = if account.state().synced {
+            "another balance waits for an answer first"
+        } else {
+            "the two ledgers must be compared first"
+        };
+        SettleOutcome::Noted { why: why.to_owned() }
     }
 
     /// Goes on with the balance: proposes one that is due, and then every wish. The turn is held.

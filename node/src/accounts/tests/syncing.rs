@@ -12,8 +12,9 @@ async fn who_holds_the_same_syncs_in_one_round_trip() {
     for held in [Vec::new(), old_job(&provider.key, &renter.key, 1, 3)] {
         provider.keep(&held).await;
         renter.keep(&held).await;
-        let before = provider.asked();
+        let (before, began) = (provider.asked(), std::time::Instant::now());
         renter.sync(&provider).await.unwrap();
+        eprintln!("the same: {:?}", began.elapsed());
         assert_eq!(provider.asked(), before + 1);
         assert!(provider.accounts.is_synced(renter.peer()) && renter.accounts.is_synced(provider.peer()));
     }
@@ -131,7 +132,9 @@ async fn a_ledger_of_many_pages_is_fetched_back_by_who_lost_it() {
     for page in all.chunks(500) {
         renter.keep(page).await;
     }
+    let began = std::time::Instant::now();
     renter.sync(&provider).await.unwrap();
+    eprintln!("{} statements in {} questions, {:?}", all.len(), provider.asked(), began.elapsed());
     assert_eq!(provider.owed_by(&renter), 300_000);
     // So many lanes that ended are taken into a balance at once.
     until("the lanes are in the balance", || {
