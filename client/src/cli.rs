@@ -5,13 +5,15 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use potluck_node::books::args::Form;
 use potluck_node::telemetry;
 
 use crate::command::exec::{self, ExecArgs};
-use crate::command::ledger::{self, LedgerCommand};
+use crate::command::ledger;
 use crate::command::new::{self, NewArgs};
 use crate::command::run::{self, RunArgs};
 use crate::command::search::{self, SearchCommand};
+use crate::command::settle::{self, AccountCommand, LedgerArgs};
 use crate::error::Failure;
 use crate::output::{Printer, eprintln_prose};
 
@@ -41,9 +43,12 @@ enum Command {
     /// Who offers what, at what price
     #[command(subcommand)]
     Search(SearchCommand),
-    /// What is owed to whom, and for what
-    #[command(subcommand)]
-    Ledger(LedgerCommand),
+    /// What is owed to whom and for what, and what was paid
+    #[command(after_help = "Examples:
+  potluck ledger balance
+  potluck ledger receipts --since 7d
+  potluck ledger export backup.potluck")]
+    Ledger(LedgerArgs),
 }
 
 /// The whole program.
@@ -71,9 +76,13 @@ pub fn main() -> ExitCode {
             let result = block_on(search::run(&args, &printer));
             (printer, result)
         }
-        Command::Ledger(command) => {
-            let (LedgerCommand::Balance(args) | LedgerCommand::Receipts(args)) = &command;
-            (Printer::new(args.json, false), ledger::run(&command))
+        Command::Ledger(LedgerArgs { verb: AccountCommand::Settle(args), .. }) => {
+            let mut printer = Printer::new(args.json, false);
+            let result = block_on(settle::run(&args, &mut printer));
+            (printer, result)
+        }
+        Command::Ledger(LedgerArgs { state_dir, verb: AccountCommand::Look(verb) }) => {
+            (Printer::new(verb.form() == Form::Json, false), ledger::run(state_dir.as_deref(), verb))
         }
     };
     match result {

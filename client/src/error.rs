@@ -6,16 +6,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use potluck_node::accounts::{AccountsError, SettleError, SyncError};
+use potluck_node::books::BooksError;
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
-use potluck_node::net::{JoinError, StartError};
+use potluck_node::net::{JoinError, OtherVersion, StartError};
 use potluck_node::state::StateError;
 use potluck_protocol::fault::{Fault, RefusalCode};
 use potluck_protocol::id::PeerId;
 use potluck_protocol::job::JobError;
 use potluck_protocol::lane::MeterRefused;
 use potluck_protocol::offer::Protection;
+use potluck_protocol::pair::{LaneRefused, NotNow};
 use potluck_protocol::unit::{AmountError, NanoCredit, Rate};
 use thiserror::Error;
 
@@ -105,6 +108,35 @@ pub enum Failure {
         /// The price.
         rate: Rate,
     },
+    /// The provider lends us nothing any more.
+    #[error(
+        "{} lends us {credit} more, which does not pay for one millisecond at {rate}",
+        provider.short()
+    )]
+    NoCredit {
+        /// Who.
+        provider: PeerId,
+        /// What we may still come to owe it.
+        credit: NanoCredit,
+        /// The price.
+        rate: Rate,
+    },
+    /// What the provider lends was used up before the answer was whole; the job's books are closed.
+    #[error(
+        "all that {} lends us, {credit}, was used up after {tokens} tokens; {paid_ms} ms paid, \
+         nothing more is owed",
+        provider.short()
+    )]
+    CreditReached {
+        /// Who.
+        provider: PeerId,
+        /// What it lent for this job.
+        credit: NanoCredit,
+        /// Tokens that came.
+        tokens: u32,
+        /// Milliseconds paid.
+        paid_ms: u64,
+    },
     /// The budget was used up before the answer was whole; settled.
     #[error(
         "the budget of {budget} was reached after {tokens} tokens; {paid_ms} ms paid, nothing more is owed"
@@ -173,6 +205,9 @@ pub enum Failure {
         /// Why.
         why: String,
     },
+    /// The provider speaks another version of Potluck: one of the two is too old.
+    #[error("{} speaks version {} of Potluck, this program version {}", .0.peer.short(), .0.theirs, .0.ours)]
+    OtherVersion(#[from] OtherVersion),
     /// The provider broke the protocol; nothing was paid for that.
     #[error("{} broke the protocol: {what}", provider.short())]
     Misbehaved {
@@ -181,6 +216,50 @@ pub enum Failure {
         /// What it did.
         what: String,
     },
+    /// The provider signed two different things in one place; the proof is kept.
+    #[error("{} signed two different things in one place: {what}", peer.short())]
+    Equivocated {
+        /// Who.
+        peer: PeerId,
+        /// In which place.
+        what: String,
+    },
+    /// The two ledgers were not brought to the same: no contract is signed.
+    #[error("{why}")]
+    Sync {
+        /// With whom.
+        peer: PeerId,
+        /// Why.
+        why: SyncError,
+    },
+    /// The account with a peer takes no new job.
+    #[error("no job can be opened with {}: {why}", peer.short())]
+    NoLane {
+        /// With whom.
+        peer: PeerId,
+        /// Which rule forbids it.
+        why: LaneRefused,
+    },
+    /// The payment is not one, or cannot be entered.
+    #[error("{why}")]
+    Settle {
+        /// Whom it is about.
+        peer: PeerId,
+        /// Why.
+        why: SettleError,
+    },
+    /// The person pressed Ctrl-C while a payment was being entered.
+    #[error("stopped by you")]
+    SettleStopped,
+    /// The other side refused a payment.
+    #[error("{words}")]
+    NotSettled {
+        /// In words.
+        words: String,
+    },
+    /// Our accounts cannot be opened.
+    #[error("{0}")]
+    Accounts(#[from] AccountsError),
     /// The provider claimed what we cannot pay for.
     #[error("{} asked for payment that is not due: {why}", provider.short())]
     Overclaimed {
@@ -201,6 +280,9 @@ pub enum Failure {
     /// The key file.
     #[error("{0}")]
     Identity(#[from] IdentityError),
+    /// A question to the ledger has no answer, or a file of it is not as it must be.
+    #[error("{0}")]
+    Books(#[from] BooksError),
     /// The ledger cannot be opened.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
@@ -249,16 +331,27 @@ impl Failure {
             Self::Input { .. } => "input",
             Self::BudgetTooSmall { .. } => "budget_too_small",
             Self::BudgetReached { .. } => "budget_reached",
+            Self::NoCredit { .. } => RefusalCode::CreditExhausted.name(),
+            Self::CreditReached { .. } => "credit_reached",
             Self::TimeReached { .. } => "time_reached",
             Self::Refused { code, .. } => code.name(),
             Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
             Self::ProviderLost { .. } => "provider_lost",
             Self::Unreachable { .. } => "unreachable",
+            Self::OtherVersion(_) => "other_version",
             Self::Misbehaved { .. } => "protocol_violation",
+            Self::Equivocated { .. } => "equivocation",
+            Self::Sync { why: SyncError::Frozen { .. }, .. }
+            | Self::NoLane { why: LaneRefused::NotNow(NotNow::Frozen), .. } => RefusalCode::Frozen.name(),
+            Self::Sync { .. } | Self::NoLane { .. } => RefusalCode::SyncNeeded.name(),
+            Self::Settle { why: SettleError::Frozen { .. }, .. } => RefusalCode::Frozen.name(),
+            Self::Settle { .. } | Self::NotSettled { .. } => "not_settled",
+            Self::Accounts(_) => "state",
             Self::Overclaimed { .. } => "overclaimed",
-            Self::Cancelled { .. } => "cancelled",
+            Self::Cancelled { .. } | Self::SettleStopped => "cancelled",
             Self::State(_) => "state",
             Self::Identity(_) => "identity",
+            Self::Books(why) => why.code().name(),
             Self::Ledger(_) | Self::Read(_) | Self::Append(_) => "ledger",
             Self::Network(_) => "network",
             Self::New(why) => why.code(),
@@ -281,16 +374,33 @@ impl Failure {
             | Self::Input { .. }
             | Self::BudgetTooSmall { .. }
             | Self::BudgetReached { .. }
+            | Self::NoCredit { .. }
+            | Self::CreditReached { .. }
             | Self::TimeReached { .. }
+            | Self::SettleStopped
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::OtherVersion(version) if version.is_theirs() => Fault::Provider,
+            Self::OtherVersion(_) => Fault::Local,
             Self::New(why) => why.fault(),
             Self::Refused { code, .. } => code.fault(),
             Self::OwnerYielded { .. } => Fault::Nobody,
-            Self::ProviderLost { .. } | Self::Misbehaved { .. } | Self::Overclaimed { .. } => Fault::Provider,
+            Self::ProviderLost { .. }
+            | Self::Misbehaved { .. }
+            | Self::Equivocated { .. }
+            | Self::Overclaimed { .. } => Fault::Provider,
+            Self::Sync { why, .. } => why.fault(Fault::Provider),
+            Self::Settle { why, .. } => match why.fault(Fault::Provider) {
+                Fault::Local if !matches!(why, SettleError::Books(_)) => Fault::Renter,
+                fault => fault,
+            },
+            Self::NotSettled { .. } => Fault::Provider,
+            Self::NoLane { .. } => Fault::Nobody,
             Self::State(_)
             | Self::Identity(_)
+            | Self::Accounts(_)
             | Self::Ledger(_)
+            | Self::Books(_)
             | Self::Read(_)
             | Self::Append(_)
             | Self::Network(_)
@@ -306,13 +416,22 @@ impl Failure {
         match self {
             Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
             Self::Input { .. } => 2,
-            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } | Self::OtherVersion(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
-            Self::Refused { code: RefusalCode::BudgetTooSmall, .. } => 4,
-            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) => 5,
+            Self::NoCredit { .. } | Self::CreditReached { .. } => 4,
+            Self::Refused { code: RefusalCode::BudgetTooSmall | RefusalCode::CreditExhausted, .. } => 4,
+            Self::State(_)
+            | Self::Identity(_)
+            | Self::Accounts(_)
+            | Self::Ledger(_)
+            | Self::Read(_)
+            | Self::Append(_)
+            | Self::Settle { why: SettleError::Books(_), .. }
+            | Self::Sync { why: SyncError::Books(_), .. } => 5,
+            Self::Books(why) => why.code().exit(),
             Self::New(NewError::Io { .. }) => 5,
             Self::New(_) => 2,
-            Self::Cancelled { .. } => 130,
+            Self::Cancelled { .. } | Self::SettleStopped => 130,
             _ => 1,
         }
     }
@@ -323,6 +442,7 @@ impl Failure {
         match self {
             Self::Usage { hint, .. } => hint.clone(),
             Self::New(why) => why.hint(),
+            Self::Books(why) => why.hint().into(),
             Self::UnknownModel(UnknownModel { closest, .. }) => {
                 format!("known models: {}; any other by its hash, as blake3:<64 digits>", closest.join(", "))
             }
@@ -348,17 +468,57 @@ impl Failure {
             Self::TimeReached { .. } => {
                 "what came is yours and paid; ask for the rest, or raise --max-seconds of a component".into()
             }
+            Self::Sync { peer, why: SyncError::Frozen { .. } }
+            | Self::NoLane { peer, why: LaneRefused::NotNow(NotNow::Frozen) }
+            | Self::Refused { provider: peer, code: RefusalCode::Frozen, started: false, .. } => {
+                format!(
+                    "nothing was spent; potluck ledger proof {peer} shows why; choose another provider with \
+                     --provider"
+                )
+            }
+            Self::NoCredit { provider, .. }
+            | Self::Refused { provider, code: RefusalCode::CreditExhausted, started: false, .. } => {
+                format!("nothing was spent; {}", settle_first(provider))
+            }
+            Self::CreditReached { provider, .. } => {
+                format!("what came is yours; for more, {}", settle_first(provider))
+            }
             Self::Refused { started: false, .. } | Self::Unreachable { .. } => {
                 "nothing was spent; run it again, or choose another provider with --provider".into()
             }
             Self::Refused { .. } => {
                 "only the time that was metered is owed; see potluck ledger receipts".into()
             }
+            Self::OtherVersion(version) if version.is_theirs() => {
+                "nothing was spent; its owner must upgrade potluckd; choose another provider with --provider"
+                    .into()
+            }
+            Self::OtherVersion(_) => {
+                "nothing was spent; upgrade potluck: your version is the older one".into()
+            }
             Self::OwnerYielded { .. } => {
                 "the answer so far is yours and paid; run it again: another provider takes it".into()
             }
             Self::ProviderLost { .. } => {
                 "the answer so far is yours; only vouched time is owed; run it again".into()
+            }
+            Self::Sync { why, .. } => format!("nothing was spent; {}", why.advice()),
+            Self::NoLane { .. } => "nothing was spent; run it again".into(),
+            Self::Settle { peer, why: SettleError::Frozen { .. } } => {
+                format!("potluck ledger proof {peer} shows why; what is owed stays owed")
+            }
+            Self::SettleStopped => {
+                "what was noted is proposed when the two next meet; the same verb shows how far it is".into()
+            }
+            Self::Settle { why, .. } => why.advice().into(),
+            Self::NotSettled { .. } => {
+                "speak with its owner, then enter the payment again under another reference".into()
+            }
+            Self::Equivocated { peer, .. } => {
+                format!(
+                    "the proof is kept and told to others (potluck ledger proof {peer}); nothing more is \
+                     signed with it; choose another provider with --provider"
+                )
             }
             Self::Misbehaved { .. } | Self::Overclaimed { .. } => {
                 "nothing was paid for that; choose another provider with --provider".into()
@@ -367,12 +527,23 @@ impl Failure {
             Self::State(_) => "nothing was spent; another potluck may be running here: wait for it, or use \
                                another --state-dir"
                 .into(),
-            Self::Identity(_) | Self::Ledger(_) | Self::Read(_) | Self::Append(_) | Self::Io { .. } => {
-                "nothing more will be signed until this is mended".into()
-            }
+            Self::Identity(_)
+            | Self::Accounts(_)
+            | Self::Ledger(_)
+            | Self::Read(_)
+            | Self::Append(_)
+            | Self::Io { .. } => "nothing more will be signed until this is mended".into(),
             Self::Network(_) | Self::Internal { .. } => "nothing was spent".into(),
         }
     }
+}
+
+/// The way out of a debt.
+fn settle_first(provider: &PeerId) -> String {
+    format!(
+        "settle first: pay the owner, then potluck ledger settle {provider} --amount <$> --ref <what you \
+         paid with>; or choose another provider with --provider"
+    )
 }
 
 #[cfg(test)]

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use clap::Args;
 use potluck_node::identity::Identity;
-use potluck_node::net::{Inbound, Multiaddr, Network, NetworkConfig, NetworkLimits, Role};
+use potluck_node::net::{
+    Inbound, InboundRequest, Multiaddr, Network, NetworkConfig, NetworkLimits, Role,
+};
 use potluck_node::shutdown;
 use potluck_node::state::StateDir;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::ledger::state_dir;
@@ -42,8 +45,8 @@ pub struct Joining {
     pub network: Network,
     /// Cancelled when the person wants to stop.
     pub stop: CancellationToken,
-    /// A renter serves nothing; what comes in is refused.
-    _inbound: Inbound,
+    /// A renter serves no jobs and no quotes; what comes in is refused.
+    inbound: Inbound,
 }
 
 impl Joining {
@@ -66,7 +69,13 @@ impl Joining {
             limits: NetworkLimits::for_role(Role::Renter),
         };
         let (network, inbound) = Network::start(&identity, config).await?;
-        Ok(Self { state, identity, network, stop, _inbound: inbound })
+        Ok(Self { state, identity, network, stop, inbound })
+    }
+
+    /// What peers ask about our accounts with them; empty from the second call on.
+    pub fn questions(&mut self) -> mpsc::Receiver<InboundRequest> {
+        let (_nobody, none) = mpsc::channel(1);
+        std::mem::replace(&mut self.inbound.pairs, none)
     }
 
     /// Joins the network.

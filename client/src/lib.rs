@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod books;
 pub mod cli;
 pub mod command;
 pub mod compose;

@@ -10,12 +10,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use potluck_protocol::fault::Fault;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::FinishReason;
-use potluck_protocol::offer::{Protection, Quote};
+use potluck_protocol::offer::Protection;
 use potluck_protocol::settle::{Phase, Usage};
 use potluck_protocol::unit::NanoCredit;
 use serde::Serialize;
 
 use crate::error::Failure;
+use crate::search::Candidate;
 
 /// One line of `--json`. Fields are added, never renamed or removed.
 #[derive(Debug, Serialize)]
@@ -39,6 +40,8 @@ pub enum Event<'a> {
         hardware: &'a str,
         /// What stands between the job and the owner's machine.
         protection: Protection,
+        /// What we may still come to owe, by the provider's word.
+        credit_nanocredits: u64,
         /// How many quotes there were.
         quotes: usize,
         /// Since the command began, in milliseconds.
@@ -50,6 +53,8 @@ pub enum Event<'a> {
         provider: PeerId,
         /// The job's name in both ledgers.
         job: String,
+        /// The epoch of the account; it rises when either side came back with an old ledger.
+        epoch: u32,
         /// Digest of the contract.
         contract: Digest,
     },
@@ -157,6 +162,12 @@ impl Printer {
         Self { json, quiet, terminal: io::stdout().is_terminal(), spinner, line_open: false }
     }
 
+    /// Is a person told, in prose?
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        !self.json && !self.quiet
+    }
+
     /// Shows what is being waited for.
     pub fn waiting(&self, message: String) {
         if let Some(spinner) = &self.spinner {
@@ -180,7 +191,8 @@ impl Printer {
     ///
     /// # Errors
     /// When stdout is closed.
-    pub fn quote(&self, quote: &Quote, quotes: usize, elapsed: Duration) -> io::Result<()> {
+    pub fn quote(&self, candidate: &Candidate, quotes: usize, elapsed: Duration) -> io::Result<()> {
+        let quote = candidate.quote.body();
         self.waiting(format!("{} at {}", quote.provider.short(), quote.terms.run));
         self.event(&Event::Quote {
             provider: quote.provider,
@@ -191,6 +203,7 @@ impl Printer {
             ahead: quote.ahead,
             hardware: &quote.hardware.name,
             protection: quote.protection,
+            credit_nanocredits: candidate.credit.get(),
             quotes,
             elapsed_ms: millis(elapsed),
         })
@@ -201,7 +214,12 @@ impl Printer {
     /// # Errors
     /// When stdout is closed.
     pub fn accepted(&self, lane: &LaneId, contract: Digest) -> io::Result<()> {
-        self.event(&Event::Accepted { provider: lane.provider, job: lane.to_string(), contract })
+        self.event(&Event::Accepted {
+            provider: lane.provider,
+            job: lane.to_string(),
+            epoch: lane.epoch,
+            contract,
+        })
     }
 
     /// The job moved to another phase.
@@ -375,7 +393,10 @@ impl Printer {
         // Nothing is left to tell when even this cannot be written.
         let _ = self.event(&event);
         if !self.json {
-            let blameless = matches!(failure, Failure::BudgetReached { .. } | Failure::OwnerYielded { .. });
+            let blameless = matches!(
+                failure,
+                Failure::BudgetReached { .. } | Failure::CreditReached { .. } | Failure::OwnerYielded { .. }
+            );
             let opening = if blameless { "stopped" } else { "error" };
             eprintln_prose(&format!("{opening}: {failure}\n  {}", failure.hint()));
         }

@@ -1,17 +1,19 @@
 //! From a wish to a settled job: search, choose, run, and go to the next provider while nothing was
 //! started.
 //!
-//! Owns: the flags and the order of things that every paying verb shares. Never: talks on the wire
-//! itself, or reads a prompt or a component. Called by `potluck run` and `potluck exec`.
+//! Owns: the flags and the order of things that every paying verb shares: a contract comes after the two
+//! ledgers were compared. Never: talks on the wire itself, or reads a prompt or a component. Called by
+//! `potluck run` and `potluck exec`.
 
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use potluck_node::ledger::Ledger;
+use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{IdError, PeerId};
 use potluck_protocol::offer::Protection;
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate};
 
+use crate::books::Books;
 use crate::error::Failure;
 use crate::joined::{Joining, NetworkArgs};
 use crate::output::{Outcome, Printer};
@@ -48,9 +50,9 @@ pub struct RentArgs {
     /// The dearest price to accept, in dollars per GPU-hour
     #[arg(long, value_name = "$/h")]
     pub max_price: Option<String>,
-    /// The most this job may cost, in dollars
-    #[arg(long, value_name = "$", default_value = "0.01")]
-    pub budget: String,
+    /// The most this job may cost, in dollars [default: 0.01, or what the provider lends if that is less]
+    #[arg(long, value_name = "$")]
+    pub budget: Option<String>,
     /// Ask this provider only
     #[arg(long, value_name = "PEER")]
     pub provider: Option<String>,
@@ -94,7 +96,7 @@ impl Request {
         max_ms: Option<GpuMillis>,
     ) -> Result<Self, Failure> {
         let max_price = args.max_price.as_deref().map(Rate::from_dollars_per_hour).transpose()?;
-        let budget = NanoCredit::from_dollars(&args.budget)?;
+        let budget = args.budget.as_deref().map(NanoCredit::from_dollars).transpose()?;
         let provider =
             args.provider.as_deref().map(str::parse).transpose().map_err(|why: IdError| Failure::Usage {
                 message: why.to_string(),
@@ -115,15 +117,16 @@ pub async fn rent(
     begun: Instant,
     printer: &mut Printer,
 ) -> Result<Outcome, Failure> {
-    let joining = Joining::open(args, printer).await?;
+    let mut joining = Joining::open(args, printer).await?;
+    let books = Books::open(&mut joining, printer.tells())?;
     let (identity, network) = (&joining.identity, &joining.network);
-    let (ledger, _report) = Ledger::open(&joining.state.ledger_dir(), identity.peer())?;
-    let desk = Desk { identity, ledger: &ledger, network, stop: &joining.stop, begun };
+    let desk = Desk { identity, books: &books, network, stop: &joining.stop, begun };
     // Before a contract is out there is nothing to settle; afterwards the session watches `stop`.
     let result = match find(&joining, &desk, request, printer).await {
         Ok(candidates) => try_each(&desk, request, candidates, printer).await,
         Err(failure) => Err(failure),
     };
+    books.close().await;
     network.shutdown().await;
     result
 }
@@ -139,6 +142,9 @@ async fn find(
         printer.waiting(format!("asking who runs {}", request.name));
         let begun = Instant::now();
         let found = search::quotes(desk.network, &request.wanted, request.provider).await;
+        if let (true, Some(version)) = (found.candidates.is_empty(), found.other_version) {
+            return Err(version.into());
+        }
         if found.candidates.is_empty() {
             return Err(Failure::NoProvider {
                 model: request.name.clone(),
@@ -156,6 +162,67 @@ async fn find(
     }
 }
 
+/// One provider: compares ledgers, then runs the job there. A provider that began anew in between asks for
+/// one more comparison.
+async fn try_one(
+    desk: &Desk<'_>,
+    request: &Request,
+    candidate: &Candidate,
+    quotes: usize,
+    printer: &mut Printer,
+) -> Result<Outcome, JobFailure> {
+    let met = meet(desk, request, candidate.clone(), printer).await?;
+    // A closed stdout is noticed again with the first text, inside the session.
+    let _ = printer.quote(&met, quotes, desk.begun.elapsed());
+    let first = session::run(desk, &met, &request.order, request.spending, printer).await;
+    let Err(JobFailure::NotStarted(Failure::Refused { code: RefusalCode::SyncNeeded, .. })) = first else {
+        return first;
+    };
+    let met = meet(desk, request, quoted_again(desk, request, candidate).await?, printer).await?;
+    session::run(desk, &met, &request.order, request.spending, printer).await
+}
+
+/// Compares ledgers with the quoting provider. Where it lends less than the job may cost, it is asked
+/// once more: what was left open may have been closed by that.
+async fn meet(
+    desk: &Desk<'_>,
+    request: &Request,
+    candidate: Candidate,
+    printer: &Printer,
+) -> Result<Candidate, JobFailure> {
+    let provider = candidate.quote.body().provider;
+    printer.waiting(format!("comparing ledgers with {}", provider.short()));
+    let meeting = async {
+        desk.books.sync(provider).await.map_err(JobFailure::NotStarted)?;
+        if request.spending.fits(&candidate) {
+            return Ok(candidate);
+        }
+        quoted_again(desk, request, &candidate).await
+    };
+    tokio::select! {
+        biased;
+        () = desk.stop.cancelled() => Err(JobFailure::Final(Failure::Cancelled { tokens: 0 })),
+        met = meeting => met,
+    }
+}
+
+/// A newer quote of the same provider, within the same limits.
+async fn quoted_again(
+    desk: &Desk<'_>,
+    request: &Request,
+    candidate: &Candidate,
+) -> Result<Candidate, JobFailure> {
+    let provider = candidate.quote.body().provider;
+    let newer = search::again(desk.network, &request.wanted, provider).await;
+    let within = search::shielded(newer.into_iter().collect(), request.protection)
+        .and_then(|quotes| search::affordable(quotes, request.max_price))
+        .map_err(JobFailure::NotStarted)?;
+    within.into_iter().next().ok_or_else(|| {
+        let why = "it quotes no price any more".to_owned();
+        JobFailure::NotStarted(Failure::Unreachable { provider, why })
+    })
+}
+
 async fn try_each(
     desk: &Desk<'_>,
     request: &Request,
@@ -165,9 +232,7 @@ async fn try_each(
     let quotes = candidates.len();
     let mut last = None;
     for candidate in candidates.iter().take(MAX_TRIES) {
-        // A closed stdout is noticed again with the first text, inside the session.
-        let _ = printer.quote(candidate.quote.body(), quotes, desk.begun.elapsed());
-        match session::run(desk, candidate, &request.order, request.spending, printer).await {
+        match try_one(desk, request, candidate, quotes, printer).await {
             Ok(outcome) => return Ok(outcome),
             Err(JobFailure::Final(failure)) => return Err(failure),
             Err(JobFailure::NotStarted(failure)) => {

@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use potluck_node::net::{DhtKey, Network};
+use potluck_node::net::{AskError, DhtKey, Network, OtherVersion};
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::offer::{GuestNeeds, Protection, Quote};
 use potluck_protocol::sign::Verified;
-use potluck_protocol::unit::{Rate, UnixMillis};
+use potluck_protocol::unit::{NanoCredit, Rate, UnixMillis};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse};
 
 use crate::error::Failure;
@@ -73,6 +73,8 @@ impl Wanted {
 pub struct Candidate {
     /// The signed quote.
     pub quote: Verified<Quote>,
+    /// What we may still come to owe its provider, by its own word.
+    pub credit: NanoCredit,
     /// Time from asking to the answer: an upper bound on the round trip.
     pub rtt: Duration,
 }
@@ -86,6 +88,8 @@ pub struct Found {
     pub candidates: Vec<Candidate>,
     /// Why one of them quoted no price: who, and its words (a stranger's, without control characters).
     pub refusal: Option<String>,
+    /// One of them speaks another version than we do.
+    pub other_version: Option<OtherVersion>,
 }
 
 /// Wall-clock time now, for expiry only.
@@ -112,6 +116,14 @@ pub async fn quotes(network: &Network, wanted: &Wanted, only: Option<PeerId>) ->
     }
 }
 
+/// One more quote by a provider that quoted before: what it lends may have changed since.
+pub async fn again(network: &Network, wanted: &Wanted, provider: PeerId) -> Option<Candidate> {
+    match ask(network, provider, wanted).await? {
+        Answer::Quote(candidate) => Some(*candidate),
+        Answer::Refused(_) | Answer::OtherVersion(_) => None,
+    }
+}
+
 async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Found {
     let us = network.local_peer();
     let others = peers.into_iter().filter(|peer| *peer != us).take(MAX_ASKED);
@@ -121,6 +133,7 @@ async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Foun
         match answer {
             Some(Answer::Quote(candidate)) => found.candidates.push(*candidate),
             Some(Answer::Refused(said)) => found.refusal = Some(said),
+            Some(Answer::OtherVersion(version)) => found.other_version = Some(version),
             None => {}
         }
     }
@@ -128,10 +141,11 @@ async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Foun
     found
 }
 
-/// What a provider that keeps to the protocol says.
+/// What a provider that keeps to the protocol says, or that of another version.
 enum Answer {
     Quote(Box<Candidate>),
     Refused(String),
+    OtherVersion(OtherVersion),
 }
 
 /// One provider's quote, or its refusal; `None` when it does not answer, or sends what does not check
@@ -141,15 +155,19 @@ async fn ask(network: &Network, peer: PeerId, wanted: &Wanted) -> Option<Answer>
     let asked = Instant::now();
     let answer = network.ask(peer, request, QUOTE_LIMIT).await;
     let rtt = asked.elapsed();
-    let bytes = answer.inspect_err(|why| tracing::info!(%peer, %why, "no quote")).ok()?;
+    let bytes = match answer.inspect_err(|why| tracing::info!(%peer, %why, "no quote")) {
+        Ok(bytes) => bytes,
+        Err(AskError::OtherVersion(version)) => return Some(Answer::OtherVersion(version)),
+        Err(_) => return None,
+    };
     match wire::decode::<QuoteResponse>(&bytes) {
-        Ok(QuoteResponse::Quote(quote)) => {
+        Ok(QuoteResponse::Quote { quote, credit }) => {
             let quote = quote.verify().inspect_err(|why| tracing::warn!(%peer, %why, "bad quote")).ok()?;
             let body = quote.body();
             body.check(peer, network.local_peer(), wall_clock())
                 .inspect_err(|why| tracing::warn!(%peer, %why, "unusable quote"))
                 .ok()?;
-            (wanted.is_quoted(body)).then(|| Answer::Quote(Box::new(Candidate { quote, rtt })))
+            (wanted.is_quoted(body)).then(|| Answer::Quote(Box::new(Candidate { quote, credit, rtt })))
         }
         Ok(QuoteResponse::Refused(refusal)) => {
             tracing::info!(%peer, reason = refusal.reason, "quote refused");
@@ -230,7 +248,8 @@ mod tests {
             protection: Protection::None,
             expires: UnixMillis::new(1),
         };
-        Candidate { quote: key.sign(quote).unwrap(), rtt: Duration::from_millis(5) }
+        let quote = key.sign(quote).unwrap();
+        Candidate { quote, credit: NanoCredit::ZERO, rtt: Duration::from_millis(5) }
     }
 
     #[test]

@@ -7,9 +7,10 @@
 
 use std::time::{Duration, Instant};
 
+use potluck_node::fault;
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Ledger, Record};
-use potluck_node::net::{FrameReader, FrameWriter, Network};
+use potluck_node::accounts::LiveLane;
+use potluck_node::net::{FrameReader, FrameWriter, Network, OpenError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::{FinishReason, job_digest};
@@ -18,10 +19,11 @@ use potluck_protocol::limits::{MAX_GUEST_OUTPUT_BYTES, MAX_JOB_PART_BYTES, SILEN
 use potluck_protocol::offer::Quote;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Phase, Receipt};
 use potluck_protocol::sign::{Signed, Verified};
-use potluck_protocol::unit::{GpuMillis, NanoCredit, UnixMillis};
+use potluck_protocol::unit::{GpuMillis, NANO, NanoCredit, Rate, UnixMillis};
 use potluck_protocol::wire::{self, ProviderFrame, Refusal, RenterFrame};
 use tokio_util::sync::CancellationToken;
 
+use crate::books::Books;
 use crate::error::Failure;
 use crate::output::{Outcome, Printer};
 use crate::search::{Candidate, wall_clock};
@@ -32,6 +34,8 @@ const SILENCE: Duration = Duration::from_millis(SILENCE_MS);
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// After the person stopped it, the last meter and the close take no longer.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// What a job may cost when the person names no budget.
+const DEFAULT_BUDGET: NanoCredit = NanoCredit::new(NANO / 100);
 /// A contract that is not started in this time is void.
 const START_WITHIN_MS: u64 = 30_000;
 
@@ -40,8 +44,8 @@ const START_WITHIN_MS: u64 = 30_000;
 pub struct Desk<'a> {
     /// Who we are.
     pub identity: &'a Identity,
-    /// Our ledger.
-    pub ledger: &'a Ledger,
+    /// Our ledger and accounts.
+    pub books: &'a Books,
     /// Our network.
     pub network: &'a Network,
     /// Cancelled when the person wants to stop.
@@ -53,10 +57,34 @@ pub struct Desk<'a> {
 /// The most a job may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Spending {
-    /// In money.
-    pub budget: NanoCredit,
+    /// In money; [`DEFAULT_BUDGET`], or what the provider lends if that is less, when not set.
+    pub budget: Option<NanoCredit>,
     /// In time, when less than the provider allows.
     pub max_ms: Option<GpuMillis>,
+}
+
+impl Spending {
+    /// Does the provider lend as much as the job may cost?
+    #[must_use]
+    pub fn fits(&self, candidate: &Candidate) -> bool {
+        candidate.credit >= self.budget.unwrap_or(DEFAULT_BUDGET)
+    }
+
+    /// The most that a job at `candidate` may cost.
+    ///
+    /// # Errors
+    /// When that does not pay for a millisecond at `rate`.
+    fn at(&self, candidate: &Candidate, rate: Rate) -> Result<NanoCredit, JobFailure> {
+        let provider = candidate.quote.body().provider;
+        let most = self.budget.unwrap_or(DEFAULT_BUDGET.min(candidate.credit));
+        if rate.amount(GpuMillis::new(1)) <= most {
+            return Ok(most);
+        }
+        Err(match self.budget {
+            Some(budget) => JobFailure::Final(Failure::BudgetTooSmall { budget, rate }),
+            None => JobFailure::NotStarted(Failure::NoCredit { provider, credit: candidate.credit, rate }),
+        })
+    }
 }
 
 /// What is sent.
@@ -106,17 +134,23 @@ pub async fn run(
     let quote = candidate.quote.body();
     // A component works before its models do.
     let rate = if order.payload.is_some() { quote.terms.guest } else { quote.terms.run };
-    if rate.amount(GpuMillis::new(1)) > spending.budget {
-        return Err(JobFailure::Final(Failure::BudgetTooSmall { budget: spending.budget, rate }));
-    }
-    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, spending)?;
+    let max_total = spending.at(candidate, rate)?;
+    let contract = sign_contract(desk, &candidate.quote, &order.job_bytes, max_total, spending.max_ms)
+        .map_err(|failure| match failure {
+            Failure::NoLane { .. } => JobFailure::NotStarted(failure),
+            failure => JobFailure::Final(failure),
+        })?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
-    let stream =
-        desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
-    let records =
-        vec![Record::Quote(candidate.quote.signed().clone()), Record::Contract(contract.signed().clone())];
-    desk.ledger.append(records).await?;
+    let stream = desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| match why {
+        OpenError::OtherVersion(version) => JobFailure::NotStarted(version.into()),
+        other => unreachable(other.to_string()),
+    })?;
+    let records = vec![candidate.quote.clone().into(), contract.clone().into()];
+    let live = desk.books.accounts.live(contract.body().lane);
+    fault::point(fault::RENTER_CONTRACT_SIGNED);
+    desk.books.keep(records).await?;
+    fault::point(fault::RENTER_CONTRACT_KEPT);
     let (reader, writer) = stream.split();
     let lane = RenterLane::new(&contract);
     let lane = if order.payload.is_some() { lane.of_component() } else { lane };
@@ -140,10 +174,16 @@ pub async fn run(
         payload: order.payload.as_ref(),
         wanted: false,
         output: Vec::new(),
+        lent: spending.budget.is_none() && max_total < DEFAULT_BUDGET,
+        _live: live,
     };
     let outcome = session.converse(&order.job_bytes, &candidate.quote, printer).await;
     if let Err(JobFailure::Final(failure) | JobFailure::NotStarted(failure)) = &outcome {
         session.abandon(failure).await;
+    }
+    if !session.closed {
+        // Only the two ledgers together tell what came of it.
+        desk.books.accounts.parted(provider);
     }
     outcome
 }
@@ -152,21 +192,23 @@ fn sign_contract(
     desk: &Desk<'_>,
     quote: &Verified<Quote>,
     job_bytes: &[u8],
-    spending: Spending,
+    max_total: NanoCredit,
+    max_ms: Option<GpuMillis>,
 ) -> Result<Verified<Contract>, Failure> {
     let lane = getrandom::u64().map_err(|why| internal(&format!("no randomness: {why}")))?;
-    let body = quote.body();
+    let (body, provider) = (quote.body(), quote.body().provider);
     let now = wall_clock();
     let contract = Contract {
-        lane: LaneId { renter: body.renter, provider: body.provider, epoch: 0, lane },
+        lane: LaneId { renter: body.renter, provider, epoch: desk.books.accounts.epoch(provider), lane },
         job: job_digest(job_bytes),
         quote: quote.digest(),
         terms: body.terms,
-        max_total: spending.budget,
-        max_ms: spending.max_ms.map_or(body.max_ms, |ours| ours.min(body.max_ms)),
+        max_total,
+        max_ms: max_ms.map_or(body.max_ms, |ours| ours.min(body.max_ms)),
         created: now,
         start_by: now.saturating_add(UnixMillis::new(START_WITHIN_MS)),
     };
+    desk.books.accounts.may_open(&contract).map_err(|why| Failure::NoLane { peer: provider, why })?;
     desk.identity.signing_key().sign(contract).map_err(|why| internal(&why.to_string()))
 }
 
@@ -201,6 +243,10 @@ struct Session<'a> {
     wanted: bool,
     /// What the component gave so far.
     output: Vec<u8>,
+    /// Is the contract's limit what the provider lends, not what the person set?
+    lent: bool,
+    /// No sync ends the lane while we work on it.
+    _live: LiveLane,
 }
 
 impl Session<'_> {
@@ -233,6 +279,7 @@ impl Session<'_> {
         for part in job_bytes.chunks(MAX_JOB_PART_BYTES) {
             self.send(&RenterFrame::JobPart(part.to_vec())).await?;
         }
+        fault::point(fault::RENTER_CONTRACT_SENT);
         Ok(())
     }
 
@@ -349,7 +396,9 @@ impl Session<'_> {
         if self.accepted.is_some() {
             return Err(self.misbehaved("it accepted twice".into()));
         }
-        self.desk.ledger.append(vec![Record::Accept(accept.signed().clone())]).await?;
+        fault::point(fault::RENTER_ACCEPT_RECEIVED);
+        self.desk.books.keep(vec![accept.clone().into()]).await?;
+        fault::point(fault::RENTER_ACCEPT_KEPT);
         let printed = printer.accepted(&body.lane, self.contract.digest());
         self.accepted = Some(accept);
         Ok(printed)
@@ -369,6 +418,8 @@ impl Session<'_> {
                 | RefusalCode::Expired
                 | RefusalCode::CreditExhausted
                 | RefusalCode::NoGuests
+                | RefusalCode::SyncNeeded
+                | RefusalCode::Frozen
         );
         if elsewhere && !started { JobFailure::NotStarted(failure) } else { JobFailure::Final(failure) }
     }
@@ -416,6 +467,7 @@ impl Session<'_> {
     }
 
     async fn on_meter(&mut self, meter: Signed<Meter>) -> Result<(), JobFailure> {
+        fault::point(fault::RENTER_METER_RECEIVED);
         let meter = meter.verify().map_err(|why| self.misbehaved(why.to_string()))?;
         let voucher = self
             .lane
@@ -423,11 +475,14 @@ impl Session<'_> {
             .map_err(|why| Failure::Overclaimed { provider: self.provider, why })?;
         let key = self.desk.identity.signing_key();
         let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
+        fault::point(fault::RENTER_VOUCHER_SIGNED);
         // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
-        let records = vec![Record::Meter(meter.signed().clone()), Record::Voucher(voucher.signed().clone())];
-        self.desk.ledger.append(records).await?;
+        self.desk.books.keep(vec![meter.into(), voucher.clone().into()]).await?;
+        fault::point(fault::RENTER_VOUCHER_KEPT);
         self.lane.signed(&voucher);
-        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
+        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await?;
+        fault::point(fault::RENTER_VOUCHER_SENT);
+        Ok(())
     }
 
     async fn on_receipt(&mut self, receipt: Signed<Receipt>) -> Result<(), JobFailure> {
@@ -435,8 +490,11 @@ impl Session<'_> {
         if !self.lane.is_receipt(receipt.body()) {
             return Err(self.misbehaved("its receipt is not for our voucher".into()));
         }
-        self.desk.ledger.append(vec![Record::Receipt(receipt.signed().clone())]).await?;
-        self.receipt = Some(receipt.digest());
+        let digest = receipt.digest();
+        fault::point(fault::RENTER_RECEIPT_RECEIVED);
+        self.desk.books.keep(vec![receipt.into()]).await?;
+        fault::point(fault::RENTER_RECEIPT_KEPT);
+        self.receipt = Some(digest);
         Ok(())
     }
 
@@ -452,7 +510,9 @@ impl Session<'_> {
         if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
             return Err(self.misbehaved("its close is not what was vouched".into()));
         }
-        self.desk.ledger.append(vec![Record::Close(close.signed().clone())]).await?;
+        fault::point(fault::RENTER_CLOSE_RECEIVED);
+        self.desk.books.keep(vec![close.clone().into()]).await?;
+        fault::point(fault::RENTER_CLOSE_KEPT);
         self.closed = true;
         let outcome = self.outcome(body);
         printer.end_text();
@@ -526,6 +586,10 @@ impl Session<'_> {
         if outcome.usage.total() >= contract.max_ms {
             return Failure::TimeReached { provider: self.provider, tokens, paid_ms };
         }
+        if self.lent {
+            let (provider, credit) = (self.provider, contract.max_total);
+            return Failure::CreditReached { provider, credit, tokens, paid_ms };
+        }
         Failure::BudgetReached { budget: contract.max_total, tokens, paid_ms }
     }
 
@@ -536,7 +600,10 @@ impl Session<'_> {
         }
         let reason = match failure {
             Failure::Cancelled { .. } => CloseReason::RenterCancelled,
-            Failure::Misbehaved { .. } | Failure::Overclaimed { .. } | Failure::Refused { .. } => {
+            Failure::Misbehaved { .. }
+            | Failure::Equivocated { .. }
+            | Failure::Overclaimed { .. }
+            | Failure::Refused { .. } => {
                 CloseReason::ProviderFailed
             }
             _ => CloseReason::PeerLost,
@@ -554,10 +621,12 @@ impl Session<'_> {
             at: wall_clock(),
         };
         if let Ok(close) = self.desk.identity.signing_key().sign(close) {
+            fault::point(fault::RENTER_OWN_CLOSE_SIGNED);
             // A lane that is closed already keeps its first close; either way it is closed.
-            if let Err(why) = self.desk.ledger.append(vec![Record::Close(close.into_signed())]).await {
+            if let Err(why) = self.desk.books.keep(vec![close.into()]).await {
                 tracing::warn!(%why, "the lane stays open in our ledger");
             }
+            fault::point(fault::RENTER_OWN_CLOSE_KEPT);
         }
         if !matches!(failure, Failure::Unreachable { .. } | Failure::ProviderLost { .. }) {
             let _ = self.send(&RenterFrame::Cancel).await;

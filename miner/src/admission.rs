@@ -1,11 +1,12 @@
 //! Who may have the worker, as pure policy.
 //!
 //! Owns: [`AdmissionBook`] (jobs admitted and not yet done with the worker) and [`AdmittedJob`], which
-//! only it can make from a [`VerifiedJob`]. Never: reads the ledger (a [`Standing`]'s figures come in),
-//! a clock or a socket. Called by [`crate::desk`].
+//! only it can make from a [`VerifiedJob`]. Never: reads the ledger (what it knows of a renter comes in),
+//! a clock or a socket, or sets how much is lent ([`CreditPolicy`] does). Called by [`crate::desk`].
 
 use std::collections::BTreeMap;
 
+use potluck_protocol::credit::{CreditPolicy, CreditRefused, Standing};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::unit::{GpuMillis, NanoCredit};
@@ -19,17 +20,17 @@ use crate::verify::VerifiedJob;
 pub struct AdmissionPolicy {
     /// Jobs that may wait for one model, besides the one that runs.
     pub queue: usize,
-    /// What one renter may owe, with everything its open jobs may still cost.
-    pub credit_limit: NanoCredit,
+    /// What renters may owe, with everything their open jobs may still cost.
+    pub credit: CreditPolicy,
 }
 
-/// What the ledger knows of a renter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Credit {
-    /// What it owes; negative when we owe it.
-    pub balance: i128,
-    /// The sum of the limits of its open jobs.
-    pub open_caps: NanoCredit,
+/// What the ledger knows of a renter, and of the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Where the renter stands.
+    pub standing: Standing,
+    /// What all other unknown peers together may come to owe, in nano-credits.
+    pub others: u128,
 }
 
 /// Why a verified job is not taken.
@@ -41,14 +42,9 @@ pub enum NotAdmitted {
         /// Jobs before it.
         waiting: usize,
     },
-    /// Fault: renter.
-    #[error("this job could bring the debt to {would} and the owner lends {limit}")]
-    CreditExhausted {
-        /// The most that could be owed.
-        would: NanoCredit,
-        /// What the owner lends one renter.
-        limit: NanoCredit,
-    },
+    /// Fault: renter, who settles first; or nobody, when strangers have all that is lent to them.
+    #[error(transparent)]
+    NoCredit(#[from] CreditRefused),
     /// Fault: renter.
     #[error("a budget of {budget} does not pay for one millisecond")]
     BudgetTooSmall {
@@ -63,7 +59,8 @@ impl NotAdmitted {
     pub fn refusal(&self) -> Refusal {
         let code = match self {
             Self::QueueFull { .. } => RefusalCode::Busy,
-            Self::CreditExhausted { .. } => RefusalCode::CreditExhausted,
+            Self::NoCredit(CreditRefused::Frozen) => RefusalCode::Frozen,
+            Self::NoCredit(_) => RefusalCode::CreditExhausted,
             Self::BudgetTooSmall { .. } => RefusalCode::BudgetTooSmall,
         };
         Refusal::new(code, self.to_string())
@@ -116,6 +113,8 @@ struct Entry {
     uses: Uses,
     /// The job's limit until the ledger counts it.
     pending: NanoCredit,
+    /// Had the renter neither paid nor worked for us?
+    unknown: bool,
 }
 
 /// The jobs admitted.
@@ -137,7 +136,7 @@ impl AdmissionBook {
     ///
     /// # Errors
     /// The first rule it breaks; the book is unchanged then.
-    pub fn admit(&mut self, job: VerifiedJob, credit: Credit) -> Result<AdmittedJob, NotAdmitted> {
+    pub fn admit(&mut self, job: VerifiedJob, known: Known) -> Result<AdmittedJob, NotAdmitted> {
         let contract = job.contract();
         let renter = contract.lane.renter;
         let limit = job.run_limit();
@@ -150,20 +149,20 @@ impl AdmissionBook {
             return Err(NotAdmitted::QueueFull { waiting });
         }
         let most = contract.max_total;
-        let pending = self.pending_of(renter);
-        let would = credit
-            .balance
-            .saturating_add(i128::from(credit.open_caps.get()))
-            .saturating_add(i128::try_from(pending).unwrap_or(i128::MAX))
-            .saturating_add(i128::from(most.get()));
-        if would > i128::from(self.policy.credit_limit.get()) {
-            let would = NanoCredit::new(u64::try_from(would).unwrap_or(u64::MAX));
-            return Err(NotAdmitted::CreditExhausted { would, limit: self.policy.credit_limit });
-        }
+        let Known { standing, others } = self.with_pending(renter, known);
+        self.policy.credit.allows(&standing, others, most)?;
         let ticket = self.next;
         self.next += 1;
-        self.entries.insert(ticket, Entry { renter, uses, pending: most });
+        let unknown = standing.is_unknown();
+        self.entries.insert(ticket, Entry { renter, uses, pending: most, unknown });
         Ok(AdmittedJob { verified: job, ticket })
+    }
+
+    /// What `renter` may still come to owe.
+    #[must_use]
+    pub fn room(&self, renter: PeerId, known: Known) -> NanoCredit {
+        let Known { standing, others } = self.with_pending(renter, known);
+        self.policy.credit.room(&standing, others)
     }
 
     /// The ledger now counts the job's limit itself.
@@ -206,27 +205,48 @@ impl AdmissionBook {
         self.entries.range(..before).filter(|(_, entry)| entry.uses.meets(uses)).count()
     }
 
-    fn pending_of(&self, renter: PeerId) -> u128 {
-        self.entries
-            .values()
-            .filter(|entry| entry.renter == renter)
-            .map(|entry| u128::from(entry.pending.get()))
-            .sum()
+    /// The ledger's word with the limits of the jobs that it does not count yet.
+    fn with_pending(&self, renter: PeerId, Known { mut standing, mut others }: Known) -> Known {
+        for entry in self.entries.values() {
+            if entry.renter == renter {
+                standing.open_caps = standing.open_caps.saturating_add(entry.pending);
+            } else if entry.unknown {
+                others = others.saturating_add(u128::from(entry.pending.get()));
+            }
+        }
+        Known { standing, others }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::tests::{sample_job, sample_job_with};
+    use crate::verify::tests::{sample_job, sample_job_of, sample_job_with};
+    use potluck_protocol::unit::Rate;
 
-    const POLICY: AdmissionPolicy = AdmissionPolicy { queue: 2, credit_limit: NanoCredit::new(2_500) };
-    const NOTHING: Credit = Credit { balance: 0, open_caps: NanoCredit::ZERO };
+    const NOTHING: Known = Known { standing: STRANGER, others: 0 };
+    const STRANGER: Standing = Standing {
+        balance: 0,
+        open_caps: NanoCredit::ZERO,
+        settled: NanoCredit::ZERO,
+        audited: NanoCredit::ZERO,
+        frozen: false,
+    };
+
+    /// One stranger may owe `each`, all of them `all`.
+    fn book(each: u64, all: u64) -> AdmissionBook {
+        let credit = CreditPolicy {
+            rate: Rate::new(1_000),
+            new_peer: GpuMillis::new(each),
+            cap: NanoCredit::new(1 << 40),
+            unknown_cap: NanoCredit::new(all),
+        };
+        AdmissionBook::new(AdmissionPolicy { queue: 2, credit })
+    }
 
     #[test]
     fn the_queue_is_bounded_and_frees_its_places() {
-        let mut book =
-            AdmissionBook::new(AdmissionPolicy { queue: 2, credit_limit: NanoCredit::new(1 << 40) });
+        let mut book = book(1 << 30, 1 << 30);
         let jobs: Vec<_> = (0..3).map(|lane| book.admit(sample_job(lane), NOTHING).unwrap()).collect();
         let ahead: Vec<_> = jobs.iter().map(|job| book.ahead(job.ticket())).collect();
         assert_eq!(ahead, [0, 1, 2]);
@@ -237,37 +257,46 @@ mod tests {
     }
 
     #[test]
-    fn debt_open_jobs_and_this_job_together_stay_within_the_credit() {
-        // The sample's limit is 1,000 nano-credits.
-        let admit = |balance, open| {
-            let credit = Credit { balance, open_caps: NanoCredit::new(open) };
-            AdmissionBook::new(POLICY).admit(sample_job(0), credit)
-        };
-        assert!(admit(1_500, 0).is_ok());
-        assert!(admit(0, 1_500).is_ok());
-        assert!(admit(-5_000, 6_500).is_ok());
-        for (balance, open) in [(1_501, 0), (0, 1_501), (1, 1_500), (i128::MAX, 1)] {
-            assert!(matches!(admit(balance, open), Err(NotAdmitted::CreditExhausted { .. })));
-        }
-    }
-
-    #[test]
     fn two_jobs_at_once_cannot_share_one_credit() {
-        let mut book = AdmissionBook::new(POLICY);
+        // A sample's limit is 1,000 nano-credits.
+        let mut book = book(2_500, 1 << 30);
         let first = book.admit(sample_job(0), NOTHING).unwrap();
         let second = book.admit(sample_job(1), NOTHING).unwrap();
-        assert!(matches!(book.admit(sample_job(2), NOTHING), Err(NotAdmitted::CreditExhausted { .. })));
+        let renter = first.verified().contract().lane.renter;
+        assert_eq!(book.room(renter, NOTHING), NanoCredit::new(500));
+        let refused = book.admit(sample_job(2), NOTHING).unwrap_err();
+        assert_eq!(refused.refusal().code, RefusalCode::CreditExhausted);
         // Once the ledger counts them they are not counted twice.
         book.recorded(first.ticket());
         book.recorded(second.ticket());
-        let credit = Credit { balance: 0, open_caps: NanoCredit::new(1_500) };
-        assert!(book.admit(sample_job(2), credit).is_ok());
+        let standing = Standing { open_caps: NanoCredit::new(1_500), ..STRANGER };
+        assert!(book.admit(sample_job(2), Known { standing, others: 0 }).is_ok());
+    }
+
+    #[test]
+    fn strangers_share_one_credit_before_the_ledger_counts_their_jobs() {
+        let mut book = book(2_500, 1_900);
+        let first = book.admit(sample_job_of(8, 0), NOTHING).unwrap();
+        let refused = book.admit(sample_job_of(9, 0), NOTHING).unwrap_err();
+        assert!(matches!(refused, NotAdmitted::NoCredit(CreditRefused::UnknownPeers { .. })), "{refused}");
+        // Who paid before needs none of it, nor takes any.
+        let standing = Standing { settled: NanoCredit::new(1), ..STRANGER };
+        assert!(book.admit(sample_job_of(9, 1), Known { standing, others: 0 }).is_ok());
+        book.release(first.ticket());
+        assert!(book.admit(sample_job_of(7, 0), NOTHING).is_ok());
+    }
+
+    #[test]
+    fn a_frozen_pair_is_told_so() {
+        let standing = Standing { frozen: true, balance: -5_000, ..STRANGER };
+        let refused = book(2_500, 2_500).admit(sample_job(0), Known { standing, others: 0 }).unwrap_err();
+        assert_eq!(refused.refusal().code, RefusalCode::Frozen);
     }
 
     #[test]
     fn a_budget_below_one_millisecond_is_refused() {
         // 111,110 nano-credits a second cost 111 in the first millisecond.
-        let mut book = AdmissionBook::new(POLICY);
+        let mut book = book(2_500, 2_500);
         let poor = sample_job_with(|contract| contract.max_total = NanoCredit::new(110));
         let refused = book.admit(poor, NOTHING).unwrap_err();
         assert_eq!(refused.refusal().code, RefusalCode::BudgetTooSmall);

@@ -8,13 +8,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use potluck_node::books::args::{Form, Verb as LedgerVerb};
 use potluck_node::net::Multiaddr;
-use potluck_protocol::unit::Rate;
+use potluck_protocol::id::PeerId;
+use potluck_protocol::limits::MAX_REFERENCE_BYTES;
+use potluck_protocol::unit::{NanoCredit, Rate};
 use potluck_sandbox::engine::DeviceChoice;
 use serde_json::json;
 
 use crate::command;
-use crate::config::{parse_address, parse_device};
+use crate::config::{MAX_NEW_PEER_SECONDS, parse_address, parse_device};
 use crate::error::CommandError;
 
 const EXAMPLES: &str = "\
@@ -129,12 +132,12 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Show what peers owe
+    /// Show what peers owe, and say what they paid
     #[command(
-        subcommand,
-        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5"
+        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5\n  \
+            potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\""
     )]
-    Ledger(LedgerVerb),
+    Ledger(LedgerArgs),
     /// Fetch and list models
     #[command(subcommand, after_help = "Example:\n  potluckd models pull smollm2-135m")]
     Models(ModelsVerb),
@@ -164,6 +167,15 @@ pub struct RunArgs {
     /// What models run on: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     pub device: Option<DeviceChoice>,
+    /// The most that one renter may owe, in dollars [default: ten hours of work]
+    #[arg(long, value_name = "$", value_parser = parse_amount)]
+    pub credit_limit: Option<NanoCredit>,
+    /// What a renter may owe that never paid, in seconds of work [default: 60]; 0: it pays first
+    #[arg(long, value_name = "S", value_parser = parse_new_peer)]
+    pub new_peer_credit: Option<u64>,
+    /// The most that all renters together may owe that never paid, in dollars [default: 20 times that]
+    #[arg(long, value_name = "$", value_parser = parse_amount)]
+    pub unknown_credit_limit: Option<NanoCredit>,
     /// Serve without a jail: strangers' work can then reach your files and your network. Offers say so
     #[arg(long)]
     pub unsafe_no_jail: bool,
@@ -172,30 +184,51 @@ pub struct RunArgs {
     pub json: bool,
 }
 
-/// What can be asked of the ledger.
+/// `ledger`: whose, and what of it.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// Folder of key, ledger and configuration [default: the user's data folder]
+    #[arg(long, value_name = "DIR", env = "POTLUCKD_STATE_DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// What.
+    #[command(subcommand)]
+    pub verb: AccountVerb,
+}
+
+/// What can be asked of the ledger, or told to it.
 #[derive(Debug, Subcommand)]
-pub enum LedgerVerb {
-    /// What each peer owes
-    Balance {
-        /// Whose.
-        #[command(flatten)]
-        state: StateArgs,
-        /// One JSON object on stdout
-        #[arg(long)]
-        json: bool,
-    },
-    /// The last jobs, newest first
-    Receipts {
-        /// Whose.
-        #[command(flatten)]
-        state: StateArgs,
-        /// At most so many
-        #[arg(long, default_value_t = 20, value_name = "N", value_parser = parse_limit)]
-        limit: usize,
-        /// One JSON object on stdout
-        #[arg(long)]
-        json: bool,
-    },
+pub enum AccountVerb {
+    /// Questions.
+    #[command(flatten)]
+    Look(LedgerVerb),
+    /// A renter paid you outside of Potluck (or, --deny, did not)
+    #[command(after_help = "Examples:\n  \
+        potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\"\n  \
+        potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\" --deny\n\n\
+        Answers what the renter said it paid; when it said nothing, it is credited.\n\
+        The same reference is the same payment: two payments need two references.\n\n\
+        Exit codes: 0 agreed, proposed, noted or denied, 1 refused or not running")]
+    Settle(SettleArgs),
+}
+
+/// Flags of `ledger settle`.
+#[derive(Debug, Args)]
+pub struct SettleArgs {
+    /// Who paid
+    #[arg(value_name = "PEER")]
+    pub peer: PeerId,
+    /// How much, in dollars
+    #[arg(long, value_name = "$", value_parser = parse_payment)]
+    pub amount: NanoCredit,
+    /// By what reference both of you know the payment
+    #[arg(long = "ref", value_name = "TEXT", value_parser = parse_reference)]
+    pub reference: String,
+    /// It did not arrive: the renter stays in debt
+    #[arg(long)]
+    pub deny: bool,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What can be done with models.
@@ -219,6 +252,27 @@ pub enum ModelsVerb {
 
 fn parse_price(text: &str) -> Result<Rate, String> {
     Rate::from_dollars_per_hour(text).map_err(|error| error.to_string())
+}
+
+fn parse_amount(text: &str) -> Result<NanoCredit, String> {
+    NanoCredit::from_dollars(text).map_err(|error| error.to_string())
+}
+
+fn parse_payment(text: &str) -> Result<NanoCredit, String> {
+    let amount = parse_amount(text)?;
+    if amount == NanoCredit::ZERO { Err("a payment is above zero".into()) } else { Ok(amount) }
+}
+
+fn parse_reference(text: &str) -> Result<String, String> {
+    let fits = (1..=MAX_REFERENCE_BYTES).contains(&text.len());
+    if fits { Ok(text.to_owned()) } else { Err(format!("expected 1 to {MAX_REFERENCE_BYTES} bytes")) }
+}
+
+fn parse_new_peer(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| *seconds <= MAX_NEW_PEER_SECONDS)
+        .ok_or_else(|| format!("expected 0 to {MAX_NEW_PEER_SECONDS}"))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -246,24 +300,18 @@ fn parse_length(text: &str) -> Result<Duration, String> {
     if length.is_zero() || length > LONGEST_PAUSE { Err(wrong()) } else { Ok(length) }
 }
 
-fn parse_limit(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|limit| (1..=10_000).contains(limit))
-        .ok_or_else(|| "expected 1 to 10000".to_owned())
-}
-
 impl Verb {
     fn json(&self) -> bool {
         match self {
             Self::Init { .. } => false,
             Self::Run(args) => args.json,
+            Self::Ledger(LedgerArgs { verb: AccountVerb::Look(verb), .. }) => verb.form() == Form::Json,
             Self::Status { json, .. }
             | Self::Doctor { json, .. }
             | Self::SelfTest { json, .. }
             | Self::Pause { json, .. }
             | Self::Resume { json, .. }
-            | Self::Ledger(LedgerVerb::Balance { json, .. } | LedgerVerb::Receipts { json, .. })
+            | Self::Ledger(LedgerArgs { verb: AccountVerb::Settle(SettleArgs { json, .. }), .. })
             | Self::Models(ModelsVerb::Pull { json, .. } | ModelsVerb::List { json }) => *json,
         }
     }
@@ -316,12 +364,17 @@ mod tests {
     #[test]
     fn the_command_line_is_sound_and_bad_values_are_usage_errors() {
         Cli::command().debug_assert();
+        assert!(parse_payment("0").is_err() && parse_payment("1.50").is_ok());
+        assert!(parse_reference("").is_err() && parse_reference(&"x".repeat(129)).is_err());
         for bad in [
             vec!["run", "--price", "cheap"],
             vec!["run", "--listen", "here"],
             vec!["run", "--threads", "0"],
             vec!["run", "--device", "tpu"],
+            vec!["run", "--credit-limit", "much"],
+            vec!["run", "--new-peer-credit", "36001"],
             vec!["ledger", "receipts", "--limit", "0"],
+            vec!["ledger", "settle", "nobody", "--amount", "1", "--ref", "x"],
             vec!["pause", "--for", "soon"],
             vec![],
         ] {

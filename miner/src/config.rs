@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use potluck_node::net::Multiaddr;
+use potluck_protocol::credit::{CreditPolicy, DEFAULT_CAP, DEFAULT_UNKNOWN_PEERS, NEW_PEER};
 use potluck_protocol::limits::{MAX_GUEST_MEMORY_MIB, MAX_JOB_MS, MAX_OFFERED_MODELS};
-use potluck_protocol::unit::{NanoCredit, Rate};
+use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate};
 use potluck_sandbox::engine::DeviceChoice;
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
@@ -59,9 +60,15 @@ pub struct Config {
     /// Jobs that may wait for one model, besides the one that runs.
     #[serde(deserialize_with = "queue")]
     pub queue: usize,
-    /// What one renter may owe.
-    #[serde(deserialize_with = "credit_limit")]
-    pub credit_limit: NanoCredit,
+    /// The most that one renter may owe; ten hours at `price` when absent.
+    #[serde(deserialize_with = "amount")]
+    pub credit_limit: Option<NanoCredit>,
+    /// What a renter may owe that never paid, in seconds of work at `price`.
+    #[serde(deserialize_with = "new_peer_credit")]
+    pub new_peer_credit: u64,
+    /// The most that all renters together may owe that never paid; 20 times one's share when absent.
+    #[serde(deserialize_with = "amount")]
+    pub unknown_credit_limit: Option<NanoCredit>,
     /// The longest job, in seconds of worker time.
     #[serde(deserialize_with = "max_job_seconds")]
     pub max_job_seconds: u64,
@@ -75,7 +82,12 @@ const DEFAULT_LOAD_PRICE: &str = "0.01";
 const DEFAULT_GUEST_MEMORY_MIB: u32 = 1_024;
 const DEFAULT_QUEUE: usize = 4;
 const MAX_QUEUE: usize = 64;
-const DEFAULT_CREDIT_LIMIT: &str = "$0.50";
+/// In the template, as examples.
+const SAMPLE_CREDIT_LIMIT: &str = "$0.40";
+const SAMPLE_UNKNOWN_CREDIT_LIMIT: &str = "$0.01";
+const DEFAULT_NEW_PEER_SECONDS: u64 = NEW_PEER.get() / 1_000;
+/// The most work, in seconds, that is lent to a renter that never paid: ten hours.
+pub const MAX_NEW_PEER_SECONDS: u64 = 36_000;
 const DEFAULT_MAX_JOB_SECONDS: u64 = 3_600;
 
 impl Default for Config {
@@ -93,7 +105,9 @@ impl Default for Config {
             device: DeviceChoice::Auto,
             threads: None,
             queue: DEFAULT_QUEUE,
-            credit_limit: NanoCredit::from_dollars(DEFAULT_CREDIT_LIMIT).unwrap_or_default(),
+            credit_limit: None,
+            new_peer_credit: DEFAULT_NEW_PEER_SECONDS,
+            unknown_credit_limit: None,
             max_job_seconds: DEFAULT_MAX_JOB_SECONDS,
         }
     }
@@ -149,6 +163,20 @@ impl Config {
         }
     }
 
+    /// How much is lent to whom.
+    #[must_use]
+    pub fn credit(&self) -> CreditPolicy {
+        let new_peer = GpuMillis::new(self.new_peer_credit.saturating_mul(1_000));
+        let share = self.price.amount(new_peer).get();
+        let all = NanoCredit::new(share.saturating_mul(DEFAULT_UNKNOWN_PEERS));
+        CreditPolicy {
+            rate: self.price,
+            new_peer,
+            cap: self.credit_limit.unwrap_or_else(|| self.price.amount(DEFAULT_CAP)),
+            unknown_cap: self.unknown_credit_limit.unwrap_or(all),
+        }
+    }
+
     /// Reads the text of a file; `path` is for errors.
     ///
     /// # Errors
@@ -200,10 +228,14 @@ fn price<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
     })
 }
 
-fn credit_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NanoCredit, D::Error> {
-    parsed(deserializer, "dollars in quotes, like \"$0.50\"", |text| {
-        NanoCredit::from_dollars(text).map_err(|error| error.to_string())
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NanoCredit>, D::Error> {
+    parsed(deserializer, "dollars in quotes, like \"$0.40\"", |text| {
+        NanoCredit::from_dollars(text).map(Some).map_err(|error| error.to_string())
     })
+}
+
+fn new_peer_credit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    whole(deserializer, 0, MAX_NEW_PEER_SECONDS)
 }
 
 fn device<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceChoice, D::Error> {
@@ -280,7 +312,7 @@ fn max_job_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D:
 #[must_use]
 pub fn template() -> String {
     let listen = DEFAULT_LISTEN.map(|address| format!("\"{address}\"")).join(", ");
-    let keys: [(&str, String, &str); 14] = [
+    let keys: [(&str, String, &str); 16] = [
         ("listen", format!("[{listen}]"), "Addresses to listen on. Port 0 takes any free port."),
         (
             "external",
@@ -332,9 +364,21 @@ pub fn template() -> String {
         ),
         (
             "credit_limit",
-            format!("\"{DEFAULT_CREDIT_LIMIT}\""),
-            "What one renter may owe you, with all that its open jobs may still cost. Debts are IOUs:\n\
-             what this limit does not cover cannot be lost.",
+            format!("\"{SAMPLE_CREDIT_LIMIT}\""),
+            "The most that one renter may owe you, with all that its open jobs may still cost. Debts are\n\
+             IOUs: what these limits do not cover cannot be lost. Without this line: ten hours at `price`.",
+        ),
+        (
+            "new_peer_credit",
+            DEFAULT_NEW_PEER_SECONDS.to_string(),
+            "What a renter may owe that never paid you, in seconds of work at `price`; 0: it pays first.\n\
+             Half of what it pays is added to its limit.",
+        ),
+        (
+            "unknown_credit_limit",
+            format!("\"{SAMPLE_UNKNOWN_CREDIT_LIMIT}\""),
+            "The most that all renters together may owe that never paid you: new ones cost nothing to\n\
+             make. Without this line: 20 times what one of them may owe.",
         ),
         (
             "max_job_seconds",
@@ -373,9 +417,15 @@ mod tests {
         assert!(parse(&template()).is_ok());
         let is_setting = |line: &&str| line.contains(" = ");
         let settings: Vec<_> = template().lines().filter(is_setting).map(|l| l[2..].to_owned()).collect();
-        assert_eq!(settings.len(), 14);
+        assert_eq!(settings.len(), 16);
         let config = parse(&settings.join("\n")).unwrap();
-        let defaults = Config { threads: Some(4), ..Config::default() };
+        let money = |text| NanoCredit::from_dollars(text).ok();
+        let defaults = Config {
+            threads: Some(4),
+            credit_limit: money(SAMPLE_CREDIT_LIMIT),
+            unknown_credit_limit: money(SAMPLE_UNKNOWN_CREDIT_LIMIT),
+            ..Config::default()
+        };
         assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
         assert_eq!(defaults.price, Rate::new(11_111));
         assert_eq!(defaults.listen.len(), 2);
@@ -394,12 +444,25 @@ mod tests {
             ("device = \"tpu\"", 1, "device"),
             ("listen = [\"localhost:80\"]", 1, "listen"),
             ("max_job_seconds = 0", 1, "max_job_seconds"),
+            ("credit_limit = \"a lot\"", 1, "credit_limit"),
+            ("unknown_credit_limit = 1", 1, "unknown_credit_limit"),
+            ("new_peer_credit = 36001", 1, "`new_peer_credit`: must be 0 to 36000; it is 36001"),
             ("# x\n\nprice = ", 3, "price"),
         ] {
             let message = error(text);
             assert!(message.starts_with(&format!("potluckd.toml:{line}: ")), "{text}: {message}");
             assert!(message.contains(words), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn credit_follows_the_price_unless_it_is_set() {
+        let default = Config::default();
+        assert_eq!(default.credit(), CreditPolicy::of_rate(default.price));
+        let set = parse("new_peer_credit = 0\ncredit_limit = \"2\"\nunknown_credit_limit = \"0\"").unwrap();
+        let credit = set.credit();
+        assert_eq!((credit.new_peer, credit.unknown_cap), (GpuMillis::ZERO, NanoCredit::ZERO));
+        assert_eq!(credit.cap, NanoCredit::new(2_000_000_000));
     }
 
     #[test]

@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use potluck_node::ledger::report;
+use potluck_node::accounts::SettleWish;
+use potluck_node::accounts::report::settlement;
+use potluck_node::books::{self, Failed};
 use potluck_node::net::Network;
+use potluck_protocol::id::PeerId;
+use potluck_protocol::unit::NanoCredit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::wall_now;
 use crate::desk::Desk;
 use crate::error::CommandError;
 use crate::owner::Haste;
@@ -29,29 +34,30 @@ use crate::status;
 
 /// The socket's name in the state folder.
 const SOCKET: &str = "control.sock";
-/// A question fits this many bytes.
-const MAX_QUESTION_BYTES: u64 = 1_024;
-/// An answer fits this many bytes: ten thousand receipts.
-const MAX_ANSWER_BYTES: u64 = 8 << 20;
+/// A question fits this many bytes: the longest path and some words.
+const MAX_QUESTION_BYTES: u64 = 8 << 10;
+/// An answer fits this many bytes: all of a job that took a day.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// One question and its answer take no longer.
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(5);
-/// The same for a pause (jobs settle) and a resume (models are loaded), whose own waits are shorter.
+/// The same for what the ledger is asked: some questions read all of its journal.
+const READ_WITHIN: Duration = Duration::from_secs(600);
+/// The same for a pause (jobs settle), a resume (models are loaded) and a settlement (the renter is asked),
+/// whose own waits are shorter.
 const CHANGE_WITHIN: Duration = Duration::from_secs(45);
 /// Questions at once.
 const MAX_ASKERS: usize = 8;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
     /// How it goes.
     Status,
-    /// What peers owe.
-    Balance,
-    /// The last jobs.
-    Receipts {
-        /// At most so many.
-        limit: usize,
+    /// What the ledger says.
+    Ledger {
+        /// The question.
+        of: books::Ask,
     },
     /// Take the machine back.
     Pause {
@@ -62,13 +68,25 @@ pub enum Question {
     },
     /// Lend the machine again.
     Resume,
+    /// A renter paid outside of Potluck, or did not.
+    Settle {
+        /// Who.
+        peer: PeerId,
+        /// How much.
+        amount: NanoCredit,
+        /// By what reference both sides know the payment.
+        reference: String,
+        /// It did not arrive.
+        deny: bool,
+    },
 }
 
 impl Question {
-    fn within(self) -> Duration {
+    fn within(&self) -> Duration {
         match self {
-            Self::Status | Self::Balance | Self::Receipts { .. } => EXCHANGE_WITHIN,
-            Self::Pause { .. } | Self::Resume => CHANGE_WITHIN,
+            Self::Status => EXCHANGE_WITHIN,
+            Self::Ledger { .. } => READ_WITHIN,
+            Self::Pause { .. } | Self::Resume | Self::Settle { .. } => CHANGE_WITHIN,
         }
     }
 }
@@ -154,23 +172,50 @@ async fn exchange(stream: UnixStream, asked: &Asked, started: Instant) -> std::i
 
 async fn answer(question: Question, asked: &Asked, started: Instant) -> Value {
     let Asked { desk, network, pausing } = asked;
-    let answer = match question {
-        Question::Status => Ok(status::of(desk, network, started).await),
-        Question::Balance => report::balance(desk.ledger(), desk.me()),
-        Question::Receipts { limit } => {
-            report::receipts(desk.ledger(), limit).map(|all| json!({"receipts": all}))
-        }
+    match question {
+        Question::Status => status::of(desk, network, started).await,
+        Question::Ledger { of } => read(Arc::clone(desk), of).await,
         Question::Pause { now, for_ms } => {
             let haste = if now { Haste::Now } else { Haste::Finish };
-            Ok(json!(pausing.pause(haste, for_ms.map(Duration::from_millis)).await))
+            json!(pausing.pause(haste, for_ms.map(Duration::from_millis)).await)
         }
-        Question::Resume => Ok(json!(pausing.resume().await)),
+        Question::Resume => json!(pausing.resume().await),
+        Question::Settle { peer, amount, reference, deny } => {
+            let wish = SettleWish { peer, we_paid: false, amount, reference, deny };
+            settle(desk, wish).await
+        }
+    }
+}
+
+/// Some questions read the whole journal, and some write a file: not on a thread that serves jobs.
+async fn read(desk: Arc<Desk>, of: books::Ask) -> Value {
+    let read = tokio::task::spawn_blocking(move || desk.books().answer(&of).map_err(Failed::from));
+    match read.await {
+        Ok(Ok(answer)) => json!(answer),
+        Ok(Err(failed)) => json!({"failed": failed}),
+        Err(error) => json!({"error": error.to_string()}),
+    }
+}
+
+async fn settle(desk: &Desk, wish: SettleWish) -> Value {
+    let settled = match desk.accounts().settle(wish.clone()).await {
+        Ok(outcome) => desk
+            .ledger()
+            .standing(wish.peer, wall_now())
+            .map(|standing| settlement(&wish, &outcome, standing.balance))
+            .map_err(|error| error.to_string()),
+        Err(error) => Err(format!("{error}; {}", error.advice())),
     };
-    answer.unwrap_or_else(|error| json!({"error": error.to_string()}))
+    // What the owner got wrong is no fault of the daemon: it is shown as the verb's own error.
+    settled.unwrap_or_else(|why| json!({"refused": why}))
 }
 
 async fn write_line(writer: &mut (impl tokio::io::AsyncWrite + Unpin), value: &Value) -> std::io::Result<()> {
     let mut line = value.to_string();
+    if u64::try_from(line.len()).unwrap_or(u64::MAX) >= MAX_ANSWER_BYTES {
+        let why = format!("the answer takes {} bytes; stop potluckd and ask again", line.len());
+        line = json!({"error": why}).to_string();
+    }
     line.push('\n');
     writer.write_all(line.as_bytes()).await?;
     writer.shutdown().await
@@ -188,7 +233,7 @@ pub fn ask(state_dir: &Path, question: Question) -> Result<Option<Value>, Comman
         }
         Err(error) => return Err(no_answer(error)),
     };
-    let line = ask_on(stream, question).map_err(no_answer)?;
+    let line = ask_on(stream, &question).map_err(no_answer)?;
     let answer: Value = serde_json::from_str(&line).map_err(no_answer)?;
     match answer.get("error").and_then(Value::as_str) {
         Some(why) => Err(no_answer(why)),
@@ -196,10 +241,10 @@ pub fn ask(state_dir: &Path, question: Question) -> Result<Option<Value>, Comman
     }
 }
 
-fn ask_on(mut stream: StdUnixStream, question: Question) -> std::io::Result<String> {
+fn ask_on(mut stream: StdUnixStream, question: &Question) -> std::io::Result<String> {
     stream.set_read_timeout(Some(EXCHANGE_WITHIN + question.within()))?;
     stream.set_write_timeout(Some(EXCHANGE_WITHIN))?;
-    let mut text = serde_json::to_string(&question)?;
+    let mut text = serde_json::to_string(question)?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
     let mut line = String::new();

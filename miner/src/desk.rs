@@ -8,16 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use potluck_node::accounts::Accounts;
+use potluck_node::books::Books;
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Ledger, ReadError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::offer::{GuestNeeds, Hardware, Offer};
+use potluck_protocol::pair::{LaneRefused, NotNow};
+use potluck_protocol::settle::Contract;
 use potluck_protocol::sign::{SignError, Signable, Signed, Verified};
 use potluck_protocol::wire::{self, QuoteRequest, QuoteResponse, Refusal};
 use potluck_sandbox::protection::EffectiveProtection;
 
-use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Credit, Uses};
+use crate::admission::{AdmissionBook, AdmissionPolicy, AdmittedJob, Known, Uses};
 use crate::clock::wall_now;
 use crate::gate::Gate;
 use crate::guests::GuestHouse;
@@ -33,6 +37,8 @@ pub struct DeskSetup {
     pub identity: Identity,
     /// Where promises are kept.
     pub ledger: Ledger,
+    /// What they mean between us and each peer.
+    pub accounts: Accounts,
     /// What the owner asks.
     pub prices: PriceList,
     /// What the owner allows.
@@ -95,6 +101,18 @@ impl Desk {
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.setup.ledger
+    }
+
+    /// What can be asked of them.
+    #[must_use]
+    pub fn books(&self) -> Books<'_> {
+        Books { ledger: &self.setup.ledger, key: self.setup.identity.signing_key() }
+    }
+
+    /// What they mean between us and each peer.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.setup.accounts
     }
 
     /// The models and their workers.
@@ -244,6 +262,11 @@ impl Desk {
         guest: Option<GuestNeeds>,
         hardware: Hardware,
     ) -> QuoteResponse {
+        let known = match self.known(renter) {
+            Ok(known) => known,
+            Err(refusal) => return QuoteResponse::Refused(refusal),
+        };
+        let credit = lock(&self.book).room(renter, known);
         let uses = if guest.is_some() { Uses::All } else { Uses::Model(runs) };
         let case = QuoteCase {
             provider: self.me(),
@@ -258,10 +281,18 @@ impl Desk {
         match self.sign(pricing::quote(&self.setup.prices, case, wall_now())) {
             Ok(quote) => {
                 lock(&self.quotes).issue(quote.digest(), renter, Instant::now());
-                QuoteResponse::Quote(Box::new(quote.into_signed()))
+                QuoteResponse::Quote { quote: Box::new(quote.into_signed()), credit }
             }
             Err(error) => refused(RefusalCode::WorkerFailed, error.to_string()),
         }
+    }
+
+    /// What the ledger knows of `renter`, and of the other strangers.
+    fn known(&self, renter: PeerId) -> Result<Known, Refusal> {
+        let (ledger, now) = (&self.setup.ledger, wall_now());
+        let standing = ledger.standing(renter, now).map_err(unreadable)?;
+        let others = ledger.unknown_exposure(renter, now).map_err(unreadable)?;
+        Ok(Known { standing, others })
     }
 
     /// Verifies and admits a job that `renter` sent.
@@ -282,28 +313,44 @@ impl Desk {
         if ledger.has_lane(&verified.contract().lane).map_err(unreadable)? {
             return Err(Refusal::new(RefusalCode::Replayed, "this job was sent before"));
         }
+        self.may_open(verified.contract())?;
         lock(&self.quotes).redeem(&verified.signed_quote().digest(), Instant::now()).map_err(quote_gone)?;
-        let standing = ledger.standing(renter, wall_now()).map_err(unreadable)?;
-        let credit = Credit { balance: standing.balance, open_caps: standing.open_caps };
-        let admitted = self.admit(verified, credit)?;
+        let admitted = self.admit(verified, self.known(renter)?)?;
         let place = Place { desk: Arc::clone(self), ticket: admitted.ticket() };
         Ok((admitted, place))
     }
 
+    /// May this contract be accepted now? The two ledgers must hold the same, and nobody be convicted.
+    ///
+    /// # Errors
+    /// What to tell the renter.
+    pub fn may_open(&self, contract: &Contract) -> Result<(), Refusal> {
+        self.setup.accounts.may_open(contract).map_err(|why| Refusal::new(code_of(why), why.to_string()))
+    }
+
     /// The gate is asked with the book locked: a job is either refused, or seen by whoever closed the
     /// gate and then looks for running jobs.
-    fn admit(&self, job: VerifiedJob, credit: Credit) -> Result<AdmittedJob, Refusal> {
+    fn admit(&self, job: VerifiedJob, known: Known) -> Result<AdmittedJob, Refusal> {
         let mut book = lock(&self.book);
         if let Some(refusal) = self.gate().refusal() {
             return Err(refusal);
         }
-        book.admit(job, credit).map_err(|not_admitted| not_admitted.refusal())
+        book.admit(job, known).map_err(|not_admitted| not_admitted.refusal())
     }
 }
 
 fn unreadable(error: ReadError) -> Refusal {
     tracing::error!(%error, "the ledger cannot be read");
     Refusal::new(RefusalCode::LedgerFailed, "the provider's ledger cannot be read")
+}
+
+fn code_of(why: LaneRefused) -> RefusalCode {
+    match why {
+        LaneRefused::NotNow(NotNow::SyncNeeded) | LaneRefused::WrongEpoch { .. } => RefusalCode::SyncNeeded,
+        LaneRefused::NotNow(NotNow::Frozen) => RefusalCode::Frozen,
+        LaneRefused::OtherPair => RefusalCode::QuoteMismatch,
+        LaneRefused::BelowFloor => RefusalCode::Expired,
+    }
 }
 
 fn quote_gone(gone: QuoteGone) -> Refusal {

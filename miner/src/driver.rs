@@ -67,7 +67,7 @@ pub async fn serve(desk: Arc<Desk>, mut wire: JobWire, stop: YieldSignal, report
 }
 
 async fn drive(desk: &Arc<Desk>, wire: JobWire, job: AcceptedJob, stop: &YieldSignal) -> Closed {
-    let AcceptedJob { admitted, place, task } = job;
+    let AcceptedJob { admitted, place, task, live } = job;
     let books = MeteredRun::open(Arc::clone(desk), &admitted, Instant::now());
     let mut driver = Driver { wire, books, stop, cancelled_at: None, works: Phase::Run, stalled: false };
     let ending = match task {
@@ -75,7 +75,9 @@ async fn drive(desk: &Arc<Desk>, wire: JobWire, job: AcceptedJob, stop: &YieldSi
         Task::Exec(order) => driver.exec(desk, place, *order).await,
     };
     let ending = driver.settle(ending).await;
-    driver.books.close(driver.wire, ending).await
+    let closed = driver.books.close(driver.wire, ending).await;
+    drop(live);
+    closed
 }
 
 struct Driver<'a> {

@@ -6,6 +6,8 @@
 
 use std::path::PathBuf;
 
+use potluck_node::accounts::AccountsError;
+use potluck_node::books::{BooksError, Failed};
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{LedgerError, ReadError};
 use potluck_node::net::StartError;
@@ -51,6 +53,12 @@ pub enum CommandError {
     /// The ledger cannot be read. Fault: local.
     #[error(transparent)]
     LedgerRead(#[from] ReadError),
+    /// The accounts cannot be opened. Fault: local.
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
+    /// A question to the ledger has no answer, or a file of it is not as it must be.
+    #[error(transparent)]
+    Books(Failed),
     /// A model cannot be served. Fault: local.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -110,6 +118,12 @@ pub enum CommandError {
         /// The folder.
         state_dir: PathBuf,
     },
+    /// The running potluckd says no to what the owner said.
+    #[error("{why}")]
+    NotSettled {
+        /// In words.
+        why: String,
+    },
     /// The running potluckd does not answer as it should.
     #[error("the running potluckd does not answer: {why}")]
     Control {
@@ -129,11 +143,18 @@ pub enum CommandError {
     },
 }
 
+impl From<BooksError> for CommandError {
+    fn from(error: BooksError) -> Self {
+        Self::Books(error.into())
+    }
+}
+
 impl CommandError {
     /// The process's exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Books(failed) => failed.code.exit(),
             Self::Config(_) | Self::ConfigExists { .. } | Self::Telemetry(_) => 2,
             Self::Model(ModelError::Unknown(_)) => 2,
             Self::Pull(PullError::Unknown(_)) => 2,
@@ -141,6 +162,7 @@ impl CommandError {
             | Self::Identity(_)
             | Self::Ledger(_)
             | Self::LedgerRead(_)
+            | Self::Accounts(_)
             | Self::Network(_)
             | Self::System { .. } => 5,
             Self::Cpu(_)
@@ -154,6 +176,7 @@ impl CommandError {
             | Self::Unfit { .. }
             | Self::SelfTest { .. }
             | Self::NotRunning { .. }
+            | Self::NotSettled { .. }
             | Self::NotFreed
             | Self::Control { .. } => 1,
         }
@@ -163,9 +186,14 @@ impl CommandError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Books(failed) => failed.code.name(),
             Self::Config(_) | Self::ConfigExists { .. } | Self::Telemetry(_) => "config",
             Self::Cpu(_) => "cpu",
-            Self::State(_) | Self::Identity(_) | Self::Ledger(_) | Self::LedgerRead(_) => "state",
+            Self::State(_)
+            | Self::Identity(_)
+            | Self::Ledger(_)
+            | Self::LedgerRead(_)
+            | Self::Accounts(_) => "state",
             Self::Model(_) | Self::Pull(_) => "model",
             Self::Network(_) => "network",
             Self::Worker { .. } | Self::NoWorkerProgram { .. } | Self::Guests(_) => "worker",
@@ -174,6 +202,7 @@ impl CommandError {
             Self::Unfit { .. } => "unfit",
             Self::SelfTest { .. } => "self_test",
             Self::NotRunning { .. } => "not_running",
+            Self::NotSettled { .. } => "not_settled",
             Self::NotFreed => "not_freed",
             Self::Control { .. } => "control",
             Self::System { .. } => "system",
@@ -184,6 +213,7 @@ impl CommandError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Books(failed) => Some(failed.hint.clone()),
             Self::ConfigExists { .. } => {
                 Some("`potluckd init --force` writes it anew; the identity and the ledger stay".into())
             }

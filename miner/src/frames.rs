@@ -79,12 +79,15 @@ impl JobWire {
         Ok(wire::decode_bounded(&bytes)?)
     }
 
-    /// Says goodbye; a renter that does not take it loses nothing.
-    pub async fn finish(mut self, last: &ProviderFrame) {
-        if self.send(last).await.is_ok()
-            && let Err(error) = self.writer.close(CLOSE_WITHIN).await
-        {
+    /// Says goodbye; whether the renter took it. One that did not loses nothing.
+    pub async fn finish(mut self, last: &ProviderFrame) -> bool {
+        let said = match self.send(last).await {
+            Ok(()) => self.writer.close(CLOSE_WITHIN).await.map_err(StreamFault::from),
+            Err(fault) => Err(fault),
+        };
+        if let Err(error) = &said {
             tracing::debug!(peer = %self.peer.short(), %error, "stream not closed in order");
         }
+        said.is_ok()
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use potluck_node::ledger::{AppendError, Record};
+use potluck_node::accounts::LiveLane;
+use potluck_node::fault;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::ContentHash;
 use potluck_protocol::job::{ExecSpec, Job, JobSpec, job_digest};
@@ -21,6 +22,7 @@ use crate::clock::wall_now;
 use crate::desk::{Desk, Place, boxed};
 use crate::frames::{JobWire, StreamFault};
 use crate::gate::{YieldSignal, owner_needs_it};
+use crate::keeping::NotKept;
 use crate::verify::SignedJob;
 
 /// The first frame and the whole job must be here within this time.
@@ -50,6 +52,8 @@ pub struct AcceptedJob {
     pub place: Place,
     /// What is asked.
     pub task: Task,
+    /// No sync ends the lane while we work on it.
+    pub live: LiveLane,
 }
 
 /// What is asked of the workers.
@@ -99,6 +103,9 @@ pub async fn take_job(
             }
         },
     };
+    // The component took its time, in which the two may have parted.
+    desk.may_open(admitted.verified().contract()).map_err(NotTaken::Refused)?;
+    fault::point(fault::PROVIDER_CONTRACT_RECEIVED);
     let accept = Accept {
         lane: admitted.verified().contract().lane,
         contract: admitted.verified().signed_contract().digest(),
@@ -106,16 +113,20 @@ pub async fn take_job(
     };
     let accept = desk.sign(accept).map_err(|error| refused(RefusalCode::WorkerFailed, error.to_string()))?;
     let records = vec![
-        Record::Quote(admitted.verified().signed_quote().signed().clone()),
-        Record::Contract(admitted.verified().signed_contract().signed().clone()),
-        Record::Accept(accept.signed().clone()),
+        admitted.verified().signed_quote().clone().into(),
+        admitted.verified().signed_contract().clone().into(),
+        accept.clone().into(),
     ];
-    desk.ledger().append(records).await.map_err(not_recorded)?;
+    let live = desk.accounts().live(admitted.verified().contract().lane);
+    fault::point(fault::PROVIDER_ACCEPT_SIGNED);
+    desk.keep(records).await.map_err(not_recorded)?;
+    fault::point(fault::PROVIDER_ACCEPT_KEPT);
     place.recorded();
     if let Err(error) = wire.send(&ProviderFrame::Accept(boxed(&accept))).await {
         tracing::debug!(job = %admitted.verified().contract().lane, %error, "accept not delivered");
     }
-    Ok(AcceptedJob { admitted, place, task })
+    fault::point(fault::PROVIDER_ACCEPT_SENT);
+    Ok(AcceptedJob { admitted, place, task, live })
 }
 
 async fn receive(desk: &Arc<Desk>, wire: &mut JobWire) -> Result<(AdmittedJob, Place, Job), NotTaken> {
@@ -123,7 +134,16 @@ async fn receive(desk: &Arc<Desk>, wire: &mut JobWire) -> Result<(AdmittedJob, P
         return Err(refused(RefusalCode::Malformed, "a job begins with its contract"));
     };
     let signed = SignedJob { contract: *contract, quote: *quote, job_bytes };
-    let (admitted, place) = desk.take(wire.peer(), signed).map_err(NotTaken::Refused)?;
+    let again = signed.contract.clone();
+    let (admitted, place) = match desk.take(wire.peer(), signed) {
+        Ok(taken) => taken,
+        Err(refusal) => {
+            if refusal.code == RefusalCode::Replayed {
+                desk.compare(again).await;
+            }
+            return Err(NotTaken::Refused(refusal));
+        }
+    };
     let bytes = receive_parts(wire, admitted.verified().job_bytes()).await?;
     if job_digest(&bytes) != admitted.verified().contract().job {
         return Err(refused(RefusalCode::Malformed, "the job is not the one in the contract"));
@@ -192,9 +212,10 @@ fn refused(code: RefusalCode, reason: impl Into<String>) -> NotTaken {
     NotTaken::Refused(Refusal::new(code, reason))
 }
 
-fn not_recorded(error: AppendError) -> NotTaken {
-    match error {
-        AppendError::SlotTaken { .. } => refused(RefusalCode::Replayed, "this job was sent before"),
-        other => refused(RefusalCode::LedgerFailed, other.to_string()),
-    }
+fn not_recorded(error: NotKept) -> NotTaken {
+    let code = match &error {
+        NotKept::Ledger(_) => RefusalCode::LedgerFailed,
+        NotKept::Equivocated { .. } => RefusalCode::Frozen,
+    };
+    refused(code, error.to_string())
 }

@@ -27,6 +27,7 @@ pub mod gate;
 pub mod guests;
 pub mod intake;
 pub mod jailing;
+pub mod keeping;
 mod labour;
 pub mod meter;
 pub mod metered;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use potluck_node::ledger::{AppendError, Record};
+use potluck_node::fault;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
@@ -22,6 +22,7 @@ use crate::admission::AdmittedJob;
 use crate::clock::wall_now;
 use crate::desk::{Desk, boxed};
 use crate::frames::{JobWire, StreamFault};
+use crate::keeping::NotKept;
 use crate::meter::MeterClock;
 
 /// Why a job's account cannot go on.
@@ -30,9 +31,9 @@ pub enum AccountFault {
     /// The renter is not there any more. Fault: renter or network.
     #[error(transparent)]
     Stream(#[from] StreamFault),
-    /// Our ledger takes no record. Fault: provider.
-    #[error("the provider's ledger cannot be written: {0}")]
-    Ledger(#[from] AppendError),
+    /// Our ledger takes no record, or the renter signed two things in one place.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     /// We cannot sign. Fault: provider.
     #[error("the provider cannot sign: {0}")]
     Sign(SignError),
@@ -94,8 +95,11 @@ impl Ending {
                 refusal: None,
                 bill_rest: false,
             },
-            AccountFault::Ledger(_) => {
+            AccountFault::NotKept(NotKept::Ledger(_)) => {
                 Self::failed(CloseReason::ProviderFailed, RefusalCode::LedgerFailed, why)
+            }
+            AccountFault::NotKept(NotKept::Equivocated { .. }) => {
+                Self::failed(CloseReason::RenterFailed, RefusalCode::Frozen, why)
             }
             AccountFault::Sign(_) | AccountFault::Meter(_) => {
                 Self::failed(CloseReason::ProviderFailed, RefusalCode::WorkerFailed, why)
@@ -225,10 +229,13 @@ impl MeteredRun {
         self.read_at = Instant::now();
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        self.desk.ledger().append(vec![Record::Meter(meter.signed().clone())]).await?;
+        fault::point(fault::PROVIDER_METER_SIGNED);
+        self.desk.keep(vec![meter.clone().into()]).await?;
+        fault::point(fault::PROVIDER_METER_KEPT);
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
         wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
+        fault::point(fault::PROVIDER_METER_SENT);
         Ok(())
     }
 
@@ -239,23 +246,27 @@ impl MeteredRun {
     pub async fn paid(&mut self, wire: &mut JobWire, voucher: Signed<Voucher>) -> Result<(), AccountFault> {
         let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
         let body = self.lane.accept(&voucher)?;
+        fault::point(fault::PROVIDER_VOUCHER_RECEIVED);
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
-        let records = vec![Record::Voucher(voucher.into_signed()), Record::Receipt(receipt.signed().clone())];
-        self.desk.ledger().append(records).await?;
+        self.desk.keep(vec![voucher.into(), receipt.clone().into()]).await?;
+        fault::point(fault::PROVIDER_RECEIPT_KEPT);
         if !self.lane.is_unpaid() {
             self.asked = None;
         }
         wire.send(&ProviderFrame::Receipt(boxed(&receipt))).await?;
+        fault::point(fault::PROVIDER_RECEIPT_SENT);
         Ok(())
     }
 
-    /// Closes the books and says so to the renter, if it is still there.
+    /// Closes the books and says so to the renter, if it is still there. If not, or if a meter is unpaid,
+    /// the two must compare ledgers before they deal again.
     pub async fn close(mut self, wire: JobWire, ending: Ending) -> Closed {
         self.clock.enter(Phase::Stalled, Instant::now());
         let closed = Closed {
             lane: self.lane_id(),
             reason: ending.reason,
             run: self.lane.paid().total(),
+            worked: self.clock.usage(Instant::now()).total(),
             amount: self.lane.amount(),
             completion_tokens: self.chain.tokens(),
             why: ending.refusal.as_ref().map(|refusal| refusal.reason.clone()),
@@ -272,17 +283,27 @@ impl MeteredRun {
             result: self.chain.head(),
             at: wall_now(),
         };
+        let unpaid = self.lane.is_unpaid();
+        if unpaid {
+            // Before the renter hears of the end, and comes back at once.
+            self.desk.accounts().parted(closed.lane.renter);
+        }
+        let mut whole = false;
         match self.desk.sign(body) {
             Ok(close) => {
-                if let Err(error) =
-                    self.desk.ledger().append(vec![Record::Close(close.signed().clone())]).await
-                {
+                fault::point(fault::PROVIDER_CLOSE_SIGNED);
+                if let Err(error) = self.desk.keep(vec![close.clone().into()]).await {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
+                fault::point(fault::PROVIDER_CLOSE_KEPT);
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
-                wire.finish(&frame).await;
+                whole = wire.finish(&frame).await;
+                fault::point(fault::PROVIDER_CLOSE_SENT);
             }
             Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
+        }
+        if !whole {
+            self.desk.accounts().parted(closed.lane.renter);
         }
         closed
     }
@@ -297,6 +318,8 @@ pub struct Closed {
     pub reason: CloseReason,
     /// Time paid for.
     pub run: GpuMillis,
+    /// Time worked, paid for or not.
+    pub worked: GpuMillis,
     /// What is owed for it.
     pub amount: NanoCredit,
     /// Tokens written.

@@ -2,13 +2,13 @@
 //!
 //! Owns: the tasks of a running provider and the order of start and stop. Never: decides anything
 //! (policies do). Called by `potluckd run`; ends when `stop` is cancelled, after running jobs are
-//! settled, offers withdrawn and workers reaped.
+//! settled, offers withdrawn, workers reaped and peers' questions about their accounts answered no more.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use potluck_node::net::{DhtKey, Inbound, InboundRequest, JobStream, Network};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -69,8 +69,10 @@ impl Provider {
         helpers.spawn(Arc::clone(&pausing).watch(keep.clone()));
         let asked = Asked { desk: Arc::clone(&desk), network: network.clone(), pausing };
         helpers.spawn(control.serve(asked, keep.clone()));
+        let Inbound { requests, pairs, jobs } = inbound;
+        helpers.spawn(desk.accounts().clone().serve(pairs, keep.clone()));
         helpers.spawn(be_found(Arc::clone(&desk), network.clone(), has_bootstrap, stop.clone(), reporter));
-        let mut jobs = serve(&desk, inbound, &stop, reporter).await;
+        let mut jobs = serve(&desk, requests, jobs, &stop, reporter).await;
         reporter.stopping(jobs.len());
         let settled = async { while jobs.join_next().await.is_some() {} };
         if timeout(SETTLE_WITHIN, settled).await.is_err() {
@@ -87,23 +89,24 @@ impl Provider {
 /// Takes questions and jobs until `stop`; the jobs that still run are returned.
 async fn serve(
     desk: &Arc<Desk>,
-    mut inbound: Inbound,
+    mut requests: mpsc::Receiver<InboundRequest>,
+    mut streams: mpsc::Receiver<JobStream>,
     stop: &CancellationToken,
     reporter: Reporter,
 ) -> JoinSet<()> {
     let mut jobs = JoinSet::new();
-    let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+    let places = Arc::new(Semaphore::new(MAX_STREAMS));
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return jobs,
             Some(_) = jobs.join_next(), if !jobs.is_empty() => {}
-            request = inbound.requests.recv() => match request {
+            request = requests.recv() => match request {
                 Some(request) => answer(desk, request),
                 None => return jobs,
             },
-            stream = inbound.jobs.recv() => match stream {
-                Some(stream) => begin(desk, stream, &streams, &mut jobs, reporter),
+            stream = streams.recv() => match stream {
+                Some(stream) => begin(desk, stream, &places, &mut jobs, reporter),
                 None => return jobs,
             },
         }
@@ -121,11 +124,11 @@ fn answer(desk: &Arc<Desk>, request: InboundRequest) {
 fn begin(
     desk: &Arc<Desk>,
     stream: JobStream,
-    streams: &Arc<Semaphore>,
+    places: &Arc<Semaphore>,
     jobs: &mut JoinSet<()>,
     reporter: Reporter,
 ) {
-    let Ok(permit) = Arc::clone(streams).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
         tracing::warn!(peer = %stream.peer().short(), "too many job streams; one was dropped");
         return;
     };

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use potluck_node::ledger::report;
+use potluck_node::books::Balance;
 use potluck_node::net::Network;
 use potluck_protocol::unit::{UnixMillis, dollars};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
         })
         .collect();
     let first = desk.slots().iter().find_map(|slot| slot.ready());
-    let balance = report::balance(desk.ledger(), desk.me());
+    let balance = Balance::of(desk.ledger(), desk.me());
     let owner = desk.gate().owner();
     json!({
         "peer": desk.me(),
@@ -54,7 +54,8 @@ pub(crate) async fn of(desk: &Desk, network: &Network, started: Instant) -> Valu
             "done": desk.counts.done.load(Ordering::Relaxed),
             "ended_early": desk.counts.ended_early.load(Ordering::Relaxed),
         },
-        "balance_nanocredits": balance.ok().and_then(|view| view.get("balance_nanocredits").cloned()),
+        "waiting": desk.accounts().waiting().unwrap_or_default(),
+        "balance_nanocredits": balance.ok().map(|balance| balance.balance_nanocredits),
         "addresses": network.listeners().await.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "network": network.snapshot().await.ok(),
     })
@@ -96,12 +97,43 @@ pub(crate) fn prose(status: &Value) -> String {
         format!("jail      {}", text("protection_detail")),
         format!("up        {}:{:02}:{:02}", uptime / 3_600, uptime / 60 % 60, uptime % 60),
     ];
-    paused.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
+    paused.into_iter().chain(lines).chain(waiting(status)).collect::<Vec<_>>().join("\n")
+}
+
+/// What peers say that they paid: it counts once the owner says so too.
+fn waiting(status: &Value) -> impl Iterator<Item = String> {
+    let all = status.get("waiting").and_then(Value::as_array).into_iter().flatten();
+    let ours = all.filter(|it| it.get("waits_for").is_some_and(|whom| whom == "our_owner"));
+    ours.map(|it| {
+        let amount = it.pointer("/payment/amount").and_then(Value::as_u64).unwrap_or(0);
+        let text = |at: &str| it.pointer(at).and_then(Value::as_str).unwrap_or("?");
+        // The reference is a stranger's text, and the line may be pasted into a shell.
+        let reference: String = text("/payment/reference").chars().filter(|c| !c.is_control()).collect();
+        let reference = reference.replace('\'', r"'\''");
+        format!(
+            "paid?     {} says it paid {}: potluckd ledger settle {0} --amount {} --ref '{reference}' [--deny]",
+            text("/peer"),
+            dollars(i128::from(amount), false),
+            dollars(i128::from(amount), false).trim_start_matches('$'),
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_hears_who_says_that_it_paid_and_how_to_answer() {
+        let payment = json!({"payer": "12D3", "amount": 1_500_000_000_u64, "reference": "it's\u{1b} $(7)"});
+        let waiting = json!([
+            {"peer": "12D3", "payment": payment, "waits_for": "our_owner"},
+            {"peer": "12D4", "payment": null, "waits_for": "their_answer"},
+        ]);
+        let shown = prose(&json!({"waiting": waiting}));
+        assert!(shown.contains("settle 12D3 --amount 1.50 --ref 'it'\\''s $(7)' [--deny]"), "{shown}");
+        assert!(!shown.contains("12D4"), "{shown}");
+    }
 
     #[test]
     fn a_short_answer_is_shown_as_far_as_it_goes() {

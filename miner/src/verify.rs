@@ -104,7 +104,7 @@ impl SignedJob {
             return Err(NotVerified::Limit { what: "job length" });
         }
         let lane = self.contract.body.lane;
-        if lane.renter != between.renter || lane.provider != between.provider || lane.epoch != 0 {
+        if lane.renter != between.renter || lane.provider != between.provider {
             return Err(NotVerified::WrongParties);
         }
         self.quote.body.check(between.provider, between.renter, between.now)?;
@@ -211,10 +211,10 @@ pub(crate) mod tests {
         Between { provider: provider().peer(), renter: renter().peer(), now: NOW }
     }
 
-    fn quote() -> Quote {
+    fn quote(renter: PeerId) -> Quote {
         Quote {
             provider: provider().peer(),
-            renter: renter().peer(),
+            renter,
             serial: 1,
             model: ContentHash::from_bytes([3; 32]),
             guest: None,
@@ -235,8 +235,9 @@ pub(crate) mod tests {
     }
 
     fn contract(lane: u64, quote: &Verified<Quote>) -> Contract {
+        let Quote { renter, provider, .. } = *quote.body();
         Contract {
-            lane: LaneId { renter: renter().peer(), provider: provider().peer(), epoch: 0, lane },
+            lane: LaneId { renter, provider, epoch: 0, lane },
             job: Digest::from_bytes([4; 32]),
             quote: quote.digest(),
             terms: quote.body().terms,
@@ -248,11 +249,15 @@ pub(crate) mod tests {
     }
 
     fn signed(change: impl FnOnce(&mut Contract)) -> SignedJob {
-        let quote = provider().sign(quote()).unwrap();
+        signed_by(&renter(), change)
+    }
+
+    fn signed_by(renter: &SigningKey, change: impl FnOnce(&mut Contract)) -> SignedJob {
+        let quote = provider().sign(quote(renter.peer())).unwrap();
         let mut body = contract(0, &quote);
         change(&mut body);
         SignedJob {
-            contract: renter().sign(body).unwrap().into_signed(),
+            contract: renter.sign(body).unwrap().into_signed(),
             quote: quote.into_signed(),
             job_bytes: 100,
         }
@@ -261,6 +266,13 @@ pub(crate) mod tests {
     /// A genuine job with a limit of 1,000 nano-credits.
     pub(crate) fn sample_job(lane: u64) -> VerifiedJob {
         sample_job_with(|contract| contract.lane.lane = lane)
+    }
+
+    /// The same, of the renter whose seed this is.
+    pub(crate) fn sample_job_of(seed: u8, lane: u64) -> VerifiedJob {
+        let renter = SigningKey::from_seed([seed; 32]);
+        let between = Between { renter: renter.peer(), ..between() };
+        signed_by(&renter, |contract| contract.lane.lane = lane).verify(between).unwrap()
     }
 
     pub(crate) fn sample_job_with(change: impl FnOnce(&mut Contract)) -> VerifiedJob {

@@ -9,9 +9,11 @@
 compile_error!("Potluck runs on Linux only for now: its worker processes and its ledger rely on Linux");
 
 pub mod accounts;
+pub mod books;
 pub mod bootstrap;
 pub mod catalogue;
 pub mod config;
+pub mod fault;
 pub mod identity;
 pub mod ledger;
 pub mod net;

@@ -5,7 +5,7 @@
 //! admitted, and before a prepayment, which is a loan the other way.
 //!
 //! ```text
-//! limit = min(cap, rate × 60 s + settled / 2 + audited / 4)
+//! limit = min(cap, rate × new_peer + settled / 2 + audited / 4)
 //! exposure = max(0, balance + what open contracts may still cost)
 //! ```
 //!
@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::unit::{GpuMillis, NanoCredit, Rate};
 
-/// What a new peer may owe: so much work at the provider's run rate.
+/// Default of what a new peer may owe: so much work at the provider's run rate.
 pub const NEW_PEER: GpuMillis = GpuMillis::new(60_000);
 /// Default cap of one peer, as work at the provider's run rate: ten GPU-hours.
 pub const DEFAULT_CAP: GpuMillis = GpuMillis::new(36_000_000);
@@ -63,6 +63,8 @@ impl Standing {
 pub struct CreditPolicy {
     /// The provider's run rate: what the new peer's share is reckoned in.
     pub rate: Rate,
+    /// What a peer may owe that never paid: so much work at that rate.
+    pub new_peer: GpuMillis,
     /// The most that any one peer may owe.
     pub cap: NanoCredit,
     /// The most that all unknown peers together may owe.
@@ -99,7 +101,7 @@ impl CreditPolicy {
     pub fn of_rate(rate: Rate) -> Self {
         let new_peer = rate.amount(NEW_PEER).get();
         let unknown_cap = NanoCredit::new(new_peer.saturating_mul(DEFAULT_UNKNOWN_PEERS));
-        Self { rate, cap: rate.amount(DEFAULT_CAP), unknown_cap }
+        Self { rate, new_peer: NEW_PEER, cap: rate.amount(DEFAULT_CAP), unknown_cap }
     }
 
     /// How much a peer may owe (the formula at the head of this file).
@@ -109,7 +111,7 @@ impl CreditPolicy {
             return NanoCredit::ZERO;
         }
         self.rate
-            .amount(NEW_PEER)
+            .amount(self.new_peer)
             .saturating_add(NanoCredit::new(standing.settled.get() / SETTLED_PART))
             .saturating_add(NanoCredit::new(standing.audited.get() / AUDITED_PART))
             .min(self.cap)
@@ -135,6 +137,21 @@ impl CreditPolicy {
             return Err(CreditRefused::UnknownPeers { would: shown(together), limit: self.unknown_cap });
         }
         Ok(())
+    }
+
+    /// The most `more` that [`Self::allows`] lets this peer come to owe.
+    #[must_use]
+    pub fn room(&self, standing: &Standing, others: u128) -> NanoCredit {
+        if standing.frozen {
+            return NanoCredit::ZERO;
+        }
+        let mut most = u128::from(self.limit(standing).get());
+        if standing.is_unknown() {
+            most = most.min(u128::from(self.unknown_cap.get()).saturating_sub(others));
+        }
+        let owed = standing.balance.saturating_add(i128::from(standing.open_caps.get()));
+        let room = i128::try_from(most).unwrap_or(i128::MAX).saturating_sub(owed).max(0);
+        NanoCredit::new(u64::try_from(room).unwrap_or(u64::MAX))
     }
 }
 
@@ -193,7 +210,30 @@ mod tests {
         assert_eq!(policy.limit(&frozen), NanoCredit::ZERO);
     }
 
+    #[test]
+    fn the_owner_may_lend_strangers_nothing() {
+        let policy = CreditPolicy { new_peer: GpuMillis::ZERO, ..CreditPolicy::of_rate(RATE) };
+        assert_eq!(policy.room(&Standing::default(), 0), NanoCredit::ZERO);
+        let paid = Standing { settled: nano(10), balance: -10, ..Standing::default() };
+        assert_eq!(policy.room(&paid, 0), nano(15));
+    }
+
     proptest! {
+        /// There is room for exactly what is allowed.
+        #[test]
+        fn room_is_what_is_allowed(
+            balance in -5_000_000..5_000_000i64, open in 0..3_000_000u64, settled in 0..2u64, others in 0..60_000_000u64
+        ) {
+            let policy = CreditPolicy::of_rate(RATE);
+            let (balance, settled) = (i128::from(balance), nano(settled * 1_000_000));
+            let standing = Standing { balance, open_caps: nano(open), settled, ..Standing::default() };
+            let others = u128::from(others);
+            let room = policy.room(&standing, others);
+            let over = room.saturating_add(nano(1));
+            prop_assert!(policy.allows(&standing, others, over).is_err());
+            prop_assert!(room == NanoCredit::ZERO || policy.allows(&standing, others, room).is_ok());
+        }
+
         /// Settling more never lowers the limit, and never raises it by more than half of it.
         #[test]
         fn credit_is_earned_at_less_than_it_cost(settled in 0..1u64 << 50, more in 0..1u64 << 50) {

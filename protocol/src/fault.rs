@@ -59,6 +59,11 @@ pub enum RefusalCode {
     GuestFailed,
     /// The model cannot do what the job asks. Fault: renter.
     NotSupported,
+    /// The two ledgers must be compared first. Fault: nobody; sync and try again.
+    SyncNeeded,
+    /// One of the two signed two different things in one place. Fault: whoever the proof convicts; as
+    /// the provider sees it, the renter.
+    Frozen,
 }
 
 impl RefusalCode {
@@ -69,7 +74,7 @@ impl RefusalCode {
             Self::UnknownModel | Self::Busy | Self::WorkerFailed | Self::LedgerFailed | Self::NoGuests => {
                 Fault::Provider
             }
-            Self::OwnerYield => Fault::Nobody,
+            Self::OwnerYield | Self::SyncNeeded => Fault::Nobody,
             Self::Malformed
             | Self::BadSignature
             | Self::QuoteMismatch
@@ -80,7 +85,8 @@ impl RefusalCode {
             | Self::PromptTooLong
             | Self::VoucherMissing
             | Self::GuestFailed
-            | Self::NotSupported => Fault::Renter,
+            | Self::NotSupported
+            | Self::Frozen => Fault::Renter,
         }
     }
 
@@ -105,6 +111,8 @@ impl RefusalCode {
             Self::NoGuests => "no_guests",
             Self::GuestFailed => "guest_failed",
             Self::NotSupported => "not_supported",
+            Self::SyncNeeded => "sync_needed",
+            Self::Frozen => "frozen",
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod balance;
 pub mod codec;
 pub mod credit;
+pub mod export;
 pub mod fault;
 pub mod id;
 pub mod job;

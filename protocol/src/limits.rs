@@ -45,6 +45,8 @@ pub const MAX_SYNC_LANES: usize = 256;
 pub const MAX_SYNC_OBJECTS: usize = 64;
 /// Proofs of equivocation that a node keeps and passes on, one a convicted peer.
 pub const MAX_CONVICTIONS: usize = 4_096;
+/// Agreed balances of two peers in one export file: one an hour for thirty years.
+pub const MAX_AGREED_STATES: usize = 262_144;
 
 /// Metering quantum: the provider meters at least once in so many milliseconds of work.
 pub const DEFAULT_QUANTUM_MS: u64 = 1_000;

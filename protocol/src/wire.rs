@@ -19,6 +19,7 @@ use crate::settle::{Accept, Close, Contract, Meter, Phase, Receipt, Voucher};
 use crate::sign::Signed;
 use crate::statement::Statement;
 use crate::sync::{Heads, LaneHead, check_lanes};
+use crate::unit::NanoCredit;
 
 /// What a renter asks on [`crate::version::QUOTE_PROTOCOL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +45,14 @@ pub enum QuoteRequest {
 pub enum QuoteResponse {
     /// To [`QuoteRequest::Offer`].
     Offer(Box<Signed<Offer>>),
-    /// To [`QuoteRequest::Quote`].
-    Quote(Box<Signed<Quote>>),
+    /// To [`QuoteRequest::Quote`] and [`QuoteRequest::Exec`].
+    Quote {
+        /// The binding quote.
+        quote: Box<Signed<Quote>>,
+        /// What the asker may still come to owe when this is said. Not signed: other jobs, payments and
+        /// peers change it.
+        credit: NanoCredit,
+    },
     /// To either, when there is none.
     Refused(Refusal),
 }

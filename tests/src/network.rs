@@ -33,6 +33,8 @@ pub struct Provider {
     pub peer: String,
     /// Its state folder.
     pub state: PathBuf,
+    /// Where it is reached.
+    pub address: String,
     /// What it said when it was ready.
     pub ready: Value,
 }
@@ -100,12 +102,14 @@ impl Network {
         let mut command = self.provider_command(&state, MODEL, price)?;
         command.args(flags).arg("--json");
         let mut process = Process::start("potluckd", command, &log_of(&state))?;
+        let listening = process.event("listening", LISTEN).await?;
+        let address = text_at(&listening["addresses"], 0);
         let ready = process.event("ready", WARM).await?;
         // Only then does the bootstrap know where it is.
         process.event("joined", WARM).await?;
         let peer = ready["peer"].as_str().unwrap_or_default().to_owned();
         let at = self.providers.len();
-        self.providers.push(Provider { process, peer, state, ready });
+        self.providers.push(Provider { process, peer, state, address, ready });
         Ok(&self.providers[at])
     }
 

@@ -7,3 +7,4 @@ pub mod ledger;
 pub mod new;
 pub mod run;
 pub mod search;
+pub mod settle;

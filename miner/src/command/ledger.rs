@@ -1,95 +1,83 @@
-//! `potluckd ledger`: what peers owe, and for which jobs.
+//! `potluckd ledger …`: what peers owe, for which jobs, and how to prove it.
 //!
-//! Owns: asking the running potluckd, or opening the ledger when none runs. Never: changes it.
+//! Owns: asking the running potluckd, or opening the ledger when none runs. Never: answers or words a
+//! question itself (`potluck_node::books` does, for both programs). Called by [`super::run`].
 
 use std::path::Path;
 
+use potluck_node::books::args::{Form, Verb, Work};
+use potluck_node::books::print::print;
+use potluck_node::books::{self, Answer, Ask, Books, BooksError, Failed};
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Ledger, report};
+use potluck_node::ledger::Ledger;
 use potluck_node::state::StateDir;
-use potluck_protocol::unit::dollars;
-use serde_json::{Value, json};
+use potluck_protocol::sign::SigningKey;
+use serde_json::Value;
 
 use super::print_line;
-use crate::cli::LedgerVerb;
 use crate::control::{Question, ask};
 use crate::error::CommandError;
 
-pub(super) fn run(verb: LedgerVerb) -> Result<(), CommandError> {
-    let (dir, json, question) = match verb {
-        LedgerVerb::Balance { state, json } => (state.dir(), json, Question::Balance),
-        LedgerVerb::Receipts { state, limit, json } => (state.dir(), json, Question::Receipts { limit }),
+pub(super) fn run(dir: &Path, verb: Verb) -> Result<(), CommandError> {
+    let form = verb.form();
+    let answer = match verb.work() {
+        Work::Verify(file) => Answer::Verify(books::verify(&file)?),
+        Work::VerifyProof(file) => Answer::VerifyProof(books::verify_proof(&file)?),
+        Work::Import(file) => {
+            let import = |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
+            with_ledger(dir, form, import)?
+        }
+        Work::Ask(of) => match ask(dir, Question::Ledger { of: of.clone() })? {
+            Some(answer) => told(answer)?,
+            None => read(dir, form, &of)?,
+        },
     };
-    let answer = match ask(&dir, question)? {
-        Some(answer) => answer,
-        None => read(&dir, question)?,
-    };
-    if json && matches!(question, Question::Receipts { .. }) {
-        receipts(&answer).iter().for_each(|receipt| print_line(&receipt.to_string()));
-        return Ok(());
-    }
-    let shown = match question {
-        _ if json => answer.to_string(),
-        Question::Receipts { .. } => receipts_prose(&answer),
-        _ => balance_prose(&answer),
-    };
-    print_line(&shown);
-    Ok(())
+    let printed = print(&answer, form);
+    printed.data.iter().for_each(|line| print_line(line));
+    printed.prose.iter().for_each(|line| eprintln!("{line}"));
+    Ok(answer.verdict()?)
 }
 
 /// Nobody else has the state: the folder's lock says so.
-fn read(dir: &Path, question: Question) -> Result<Value, CommandError> {
+fn read(dir: &Path, form: Form, of: &Ask) -> Result<Answer, CommandError> {
+    with_ledger(dir, form, |ledger, key| Books { ledger, key }.answer(of))
+}
+
+fn with_ledger(
+    dir: &Path,
+    form: Form,
+    work: impl FnOnce(&Ledger, &SigningKey) -> Result<Answer, BooksError>,
+) -> Result<Answer, CommandError> {
     let state = StateDir::open(dir)?;
     let identity = Identity::load_or_create(&state.key_path())?;
-    let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
-    Ok(match question {
-        Question::Receipts { limit } => json!({"receipts": report::receipts(&ledger, limit)?}),
-        _ => report::balance(&ledger, identity.peer())?,
-    })
+    let (ledger, _) = books::open(&state.ledger_dir(), identity.peer(), form == Form::Table)?;
+    Ok(work(&ledger, identity.signing_key())?)
 }
 
-fn balance_prose(answer: &Value) -> String {
-    let money = |value: Option<&Value>| dollars(i128::from(value.and_then(Value::as_i64).unwrap_or(0)), true);
-    let mut lines = vec![format!(
-        "balance   {}   (owed to us {}, we owe {})",
-        money(answer.get("balance_nanocredits")),
-        money(answer.get("owed_to_us_nanocredits")),
-        money(answer.get("we_owe_nanocredits")),
-    )];
-    for pair in answer.get("pairs").and_then(Value::as_array).into_iter().flatten() {
-        lines.push(format!(
-            "  {}  {}  {} jobs, {} open",
-            pair.get("peer").and_then(Value::as_str).unwrap_or("?"),
-            money(pair.get("balance_nanocredits")),
-            pair.get("lanes").and_then(Value::as_u64).unwrap_or(0),
-            pair.get("open").and_then(Value::as_u64).unwrap_or(0),
-        ));
+/// What the running potluckd said.
+fn told(mut answer: Value) -> Result<Answer, CommandError> {
+    let unreadable = |error: serde_json::Error| CommandError::Control { why: error.to_string() };
+    if let Some(failed) = answer.get_mut("failed").map(Value::take) {
+        let failed: Failed = serde_json::from_value(failed).map_err(unreadable)?;
+        return Err(CommandError::Books(failed));
     }
-    lines.join("\n")
+    serde_json::from_value(answer).map_err(unreadable)
 }
 
-fn receipts(answer: &Value) -> &[Value] {
-    answer.get("receipts").and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use potluck_node::books::Code;
+    use serde_json::json;
 
-fn receipts_prose(answer: &Value) -> String {
-    let receipts = receipts(answer);
-    if receipts.is_empty() {
-        return "no jobs yet".into();
+    #[test]
+    fn an_answer_and_a_failure_cross_the_socket_whole() {
+        let answer = Answer::Proofs(Vec::new());
+        assert_eq!(told(serde_json::to_value(&answer).unwrap()).unwrap(), answer);
+        let failed = Failed::from(BooksError::NotFound { id: "job_1234".into() });
+        let error = told(json!({"failed": failed})).unwrap_err();
+        assert_eq!((error.exit_code(), error.code()), (1, Code::NotFound.name()));
+        assert!(error.to_string().contains("job_1234") && error.hint().is_some(), "{error}");
+        assert!(matches!(told(json!({"else": 1})), Err(CommandError::Control { .. })));
     }
-    let line = |receipt: &Value| {
-        let text = |key| receipt.get(key).and_then(Value::as_str).unwrap_or("open");
-        let number = |key| receipt.get(key).and_then(Value::as_u64).unwrap_or(0);
-        format!(
-            "{}  {} ms  {}  {} tokens  {} vouchers  {}  with {}",
-            text("job"),
-            number("gpu_ms"),
-            dollars(i128::from(number("amount_nanocredits")), false),
-            number("completion_tokens"),
-            number("vouchers"),
-            text("reason"),
-            text("peer"),
-        )
-    };
-    receipts.iter().map(line).collect::<Vec<_>>().join("\n")
 }

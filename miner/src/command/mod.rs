@@ -9,11 +9,12 @@ mod models;
 mod pause;
 mod run;
 mod self_test;
+mod settle;
 mod status;
 
 use std::io::Write as _;
 
-use crate::cli::Verb;
+use crate::cli::{AccountVerb, LedgerArgs, StateArgs, Verb};
 use crate::error::CommandError;
 
 /// Does what the command line says.
@@ -29,7 +30,13 @@ pub(crate) fn run(verb: Verb) -> Result<(), CommandError> {
         Verb::Doctor { state, json } => doctor::run(&state.dir(), json),
         Verb::SelfTest { gpu, require, json } => self_test::run(gpu, require, json),
         Verb::Status { state, json } => status::run(&state.dir(), json),
-        Verb::Ledger(verb) => ledger::run(verb),
+        Verb::Ledger(LedgerArgs { state_dir, verb }) => {
+            let dir = StateArgs { state_dir }.dir();
+            match verb {
+                AccountVerb::Look(verb) => ledger::run(&dir, verb),
+                AccountVerb::Settle(args) => settle::run(&dir, args),
+            }
+        }
         Verb::Models(verb) => models::run(verb),
     }
 }

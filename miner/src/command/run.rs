@@ -6,8 +6,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use potluck_node::accounts::Accounts;
+use potluck_node::books;
 use potluck_node::identity::Identity;
-use potluck_node::ledger::{Ledger, Retention};
+use potluck_node::ledger::Retention;
 use potluck_node::net::{Inbound, Network, NetworkConfig, NetworkLimits, Role};
 use potluck_node::shutdown;
 use potluck_node::state::StateDir;
@@ -38,7 +40,9 @@ use crate::worker_slot::{WorkerPlan, WorkerSlot};
 
 pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     check_cpu()?;
-    let reporter = Reporter::new(args.json);
+    let told = !args.json;
+    let reporter = Reporter::start(args.json)
+        .map_err(|source| CommandError::System { doing: "start the reports", source })?;
     let dir = args.state.dir();
     let state = StateDir::open(&dir)?;
     let jailing = if args.unsafe_no_jail { Jailing::Off } else { Jailing::Full };
@@ -46,15 +50,15 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     let pauses = PauseFile::in_folder(state.path());
     let programs = Programs::find()?;
     let identity = Identity::load_or_create(&state.key_path())?;
-    let (ledger, _) = Ledger::open(&state.ledger_dir(), identity.peer())?;
-    let key = SigningKey::from_seed(identity.signing_key().seed());
-    ledger.tend(key, Retention::default())?;
+    let (ledger, _) = books::open(&state.ledger_dir(), identity.peer(), told)?;
+    let key = |identity: &Identity| SigningKey::from_seed(identity.signing_key().seed());
+    ledger.tend(key(&identity), Retention::default())?;
     let models = config.models.iter().map(|named| ModelFile::open(named)).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|source| CommandError::System { doing: "start the runtime", source })?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let stop = shutdown::on_signals()
             .map_err(|source| CommandError::System { doing: "watch for signals", source })?;
         let protection = protection(jailing, &programs, &config).await?;
@@ -68,17 +72,19 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         let (network, inbound) = start_network(&identity, &config).await?;
         let addresses: Vec<_> = network.listeners().await.iter().map(ToString::to_string).collect();
         reporter.listening(identity.peer(), &addresses);
+        let accounts = Accounts::open(key(&identity), ledger.clone(), network.clone(), &state)?;
         let slots: Vec<_> = models.into_iter().map(|model| WorkerSlot::new(plan.clone(), model)).collect();
         let setup = DeskSetup {
             identity,
             ledger,
+            accounts,
             prices: PriceList {
                 run: config.price,
                 load: config.load_price,
                 guest: config.guest_price,
                 max_job: GpuMillis::new(config.max_job_seconds.saturating_mul(1_000)),
             },
-            policy: AdmissionPolicy { queue: config.queue, credit_limit: config.credit_limit },
+            policy: AdmissionPolicy { queue: config.queue, credit: config.credit() },
             slots,
             gate: Arc::new(Gate::new(Owner::start(pauses.load(), wall_now()), &stop)),
             guests,
@@ -103,7 +109,9 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         }
         reporter.stopped();
         Ok(())
-    })
+    });
+    reporter.flush();
+    outcome
 }
 
 /// The file's settings with the flags over them.
@@ -120,6 +128,9 @@ fn merged(mut config: Config, args: RunArgs) -> Config {
     config.price = args.price.unwrap_or(config.price);
     config.device = args.device.unwrap_or(config.device);
     config.threads = args.threads.or(config.threads);
+    config.credit_limit = args.credit_limit.or(config.credit_limit);
+    config.new_peer_credit = args.new_peer_credit.unwrap_or(config.new_peer_credit);
+    config.unknown_credit_limit = args.unknown_credit_limit.or(config.unknown_credit_limit);
     config
 }
 

@@ -21,6 +21,7 @@ use super::account::Account;
 use super::error::BooksError;
 use super::wishes::Step;
 use super::{Accounts, wall_now};
+use crate::fault;
 use crate::ledger::{AppendError, Ledger, VerifiedRecord};
 
 /// Lanes that one tidying ends; the next goes on from there.
@@ -92,11 +93,12 @@ impl Books<'_> {
         Statement: From<Signed<T>>,
     {
         let signed = self.accounts.inner.key.sign(body)?;
+        fault::point(fault::PAIR_WORD_SIGNED);
         // Should nobody wait for the end of this, the outbox is filled from the ledger once more.
         let before = self.account.posting();
         let statement = Statement::from(signed.signed().clone());
         match self.ledger().append_verified(vec![signed.into()]).await {
-            Ok(()) => {}
+            Ok(()) => fault::point(fault::PAIR_WORD_KEPT),
             Err(error @ (AppendError::SlotTaken { .. } | AppendError::Retired { .. })) => {
                 tracing::debug!(peer = %self.peer(), %error, "nothing more is signed there");
                 return Ok(None);

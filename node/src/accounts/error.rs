@@ -161,10 +161,11 @@ impl SyncError {
                 Fault::Local
             }
             Self::Ask(AskError::Busy { .. }) => Fault::Nobody,
+            Self::Ask(AskError::OtherVersion(version)) if !version.is_theirs() => Fault::Local,
             Self::Ask(AskError::Unreachable { .. } | AskError::TimedOut { .. }) | Self::TimedOut { .. } => {
                 Fault::Network
             }
-            Self::Ask(AskError::Unsupported { .. } | AskError::Broken { .. })
+            Self::Ask(AskError::Unsupported { .. } | AskError::Broken { .. } | AskError::OtherVersion(_))
             | Self::Frozen { .. }
             | Self::Refused { .. }
             | Self::OffScript { .. }
@@ -182,6 +183,8 @@ impl SyncError {
             Self::Ask(AskError::Unsupported { .. }) | Self::OffScript { .. } => {
                 "deal with another peer: this one runs another version, or is not honest"
             }
+            Self::Ask(AskError::OtherVersion(version)) if !version.is_theirs() => "upgrade this program",
+            Self::Ask(AskError::OtherVersion(_)) => "the peer's owner must upgrade",
             Self::Ask(AskError::Gone(_)) => "start again",
             Self::Ask(_) | Self::Refused { .. } | Self::Unequal { .. } | Self::TimedOut { .. } => {
                 "try again later: what was exchanged so far is kept"

@@ -18,6 +18,7 @@ mod books;
 mod error;
 mod gossip;
 mod outbox;
+pub mod report;
 mod serve;
 mod session;
 mod settle;

@@ -24,6 +24,7 @@ use super::Accounts;
 use super::account::Account;
 use super::error::SyncError;
 use super::take::Taken;
+use crate::fault;
 use crate::net::AskError;
 
 /// One question waits so long for its answer.
@@ -144,7 +145,9 @@ impl Accounts {
         request: &PairRequest,
     ) -> Result<PairResponse, SyncError> {
         let bytes = wire::encode(request)?;
+        fault::point(fault::PAIR_QUESTION_READY);
         let answer = self.inner.network.ask_pair(peer, bytes, ANSWER_WITHIN).await?;
+        fault::point(fault::PAIR_ANSWER_RECEIVED);
         wire::decode_bounded(&answer).map_err(|_| off_script(peer, "an answer could not be read"))
     }
 }

@@ -37,6 +37,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Times that all wishes about one peer are gone through in one go: one that is decided frees the step for
 /// the next.
 const PASSES: u32 = 8;
+/// Steps, newest first, that are looked at for a payment that was agreed before.
+const AGREED_LOOKED_AT: usize = 1_024;
 /// Decided settlements remembered until whoever asked for them has looked.
 const REMEMBERED: usize = 64;
 
@@ -163,6 +165,10 @@ impl Accounts {
     /// When it is not even noted; see [`SettleError`]. That the peer cannot be met is no error.
     pub async fn settle(&self, wish: SettleWish) -> Result<SettleOutcome, SettleError> {
         let account = self.check_wish(&wish)?;
+        if !wish.deny && self.books(&account).await.was_agreed(&wish.payment(self.me()))? {
+            self.inner.wishes.change(|wishes| wishes.done(&wish))?;
+            return Ok(SettleOutcome::Agreed);
+        }
         self.inner.outcomes.take(&wish);
         self.inner.wishes.change(|wishes| wishes.add(wish.clone(), self.me()))??;
         if !account.state().synced
@@ -177,7 +183,7 @@ impl Accounts {
         let carried = timeout_at(deadline, self.carry_out(&account, &wish)).await;
         match carried {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.how_far(&account, &wish)),
+            Err(_) => Ok(self.how_far(&account, &wish).await?),
         }
     }
 
@@ -227,21 +233,28 @@ impl Accounts {
         }
     }
 
-    /// How far a wish is whose time is over.
-    fn how_far(&self, account: &Account, wish: &SettleWish) -> SettleOutcome {
+    /// How far a wish is when the time is over: our answer to the peer's proposal is good once it is durable,
+    /// also while the peer cannot be told.
+    async fn how_far(&self, account: &Account, wish: &SettleWish) -> Result<SettleOutcome, BooksError> {
         if let Some(outcome) = self.inner.outcomes.take(wish) {
-            return outcome;
+            return Ok(outcome);
         }
         let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
-        if held.iter().any(|held| held.wish == *wish && held.step.is_some()) {
-            return SettleOutcome::Proposed;
-        }
-        let why = if account.state().synced {
-            "another balance waits for an answer first"
-        } else {
-            "the two ledgers must be compared first"
+        let step = held.iter().find(|held| held.wish == *wish).and_then(|held| held.step);
+        let Some(step) = step else {
+            let why = if account.state().synced {
+                "another balance waits for an answer first"
+            } else {
+                "the two ledgers must be compared first"
+            };
+            return Ok(SettleOutcome::Noted { why: why.to_owned() });
         };
-        SettleOutcome::Noted { why: why.to_owned() }
+        Ok(match self.books(account).await.fate(&wish.payment(self.me()), step)? {
+            Fate::Agreed => SettleOutcome::Agreed,
+            Fate::Denied => SettleOutcome::Denied,
+            Fate::Refused(reason) => SettleOutcome::Refused { reason },
+            Fate::Waits | Fate::Void => SettleOutcome::Proposed,
+        })
     }
 
     /// Goes on with the balance: proposes one that is due, and then every wish. The turn is held.
@@ -290,17 +303,6 @@ fn is_proposed(book: &PairBook, peer: PeerId, payment: &Settle) -> bool {
     state.body().by == peer && state.body().settle.as_ref() == Some(payment)
 }
 
-/// The payment that the last agreed balance took in.
-fn last_payment(book: &PairBook) -> Option<Settle> {
-    let head = book.head();
-    book.statements().into_iter().find_map(|statement| match statement {
-        Statement::State(state) if (state.body.epoch, state.body.n) == (head.epoch, head.n) => {
-            state.body.settle
-        }
-        _ => None,
-    })
-}
-
 impl Books<'_> {
     async fn next_move(&self, wish: &SettleWish) -> Result<Move, BooksError> {
         let (peer, payment, wishes) = (self.peer(), wish.payment(self.me()), &self.accounts.inner.wishes);
@@ -318,7 +320,7 @@ impl Books<'_> {
             }
         }
         let book = self.book()?;
-        if !wish.deny && last_payment(&book).as_ref() == Some(&payment) {
+        if !wish.deny && self.was_agreed(&payment)? {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
         let said = if is_proposed(&book, peer, &payment) {
@@ -330,6 +332,20 @@ impl Books<'_> {
             self.propose(Some(payment)).await?
         };
         Ok(said.map_or(Move::Wait, Move::Say))
+    }
+
+    /// Did an agreed balance take this payment in? Looks through the newest: the owner speaks seldom, and a
+    /// payment must not count twice. How far it looks is bounded, for a peer may jump to any epoch.
+    fn was_agreed(&self, payment: &Settle) -> Result<bool, BooksError> {
+        let head = self.book()?.head();
+        let epochs = || (0..=head.epoch).rev();
+        let steps = (1..=head.n).rev().flat_map(|n| epochs().map(move |epoch| Step { epoch, n }));
+        for step in steps.take(AGREED_LOOKED_AT) {
+            if self.fate(payment, step)? == Fate::Agreed {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn fate(&self, payment: &Settle, step: Step) -> Result<Fate, BooksError> {

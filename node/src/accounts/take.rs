@@ -20,6 +20,7 @@ use potluck_protocol::statement::{Place, Statement};
 use super::books::Books;
 use super::error::BooksError;
 use super::shown::Shown;
+use crate::fault;
 use crate::ledger::{AppendError, Kept};
 
 /// Balance steps and epochs of the peer that one page may bring. An honest page has seven at most.
@@ -164,9 +165,13 @@ impl Page<'_> {
             return self.books.witness(statement).await;
         };
         let receipt = self.books.accounts.inner.key.sign(receipt)?;
+        fault::point(fault::LATE_RECEIPT_SIGNED);
         let answer = Statement::from(receipt.signed().clone());
         match self.books.ledger().append_verified(vec![voucher.into(), receipt.into()]).await {
-            Ok(()) => self.taken.answers.push(answer),
+            Ok(()) => {
+                fault::point(fault::LATE_RECEIPT_KEPT);
+                self.taken.answers.push(answer);
+            }
             // A job of ours has taken another one in the meantime.
             Err(AppendError::SlotTaken { .. }) => self.books.witness(statement).await?,
             Err(AppendError::Retired { .. }) => {}
@@ -231,7 +236,9 @@ impl Page<'_> {
             return Ok(());
         }
         let statements = std::mem::take(&mut self.pending);
+        fault::point(fault::PAIR_PAGE_JUDGED);
         let kept = self.books.ledger().keep_each(statements.clone()).await?;
+        fault::point(fault::PAIR_PAGE_KEPT);
         for (statement, kept) in statements.into_iter().zip(kept) {
             let ours = statement.signer() == self.books.me();
             match kept {

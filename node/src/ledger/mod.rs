@@ -21,7 +21,6 @@ mod checkpoint;
 mod compact;
 mod disk;
 mod error;
-pub mod fault;
 mod frame;
 mod index;
 mod journal;
@@ -32,7 +31,6 @@ mod money;
 mod pairs;
 mod read;
 mod record;
-pub mod report;
 mod seal;
 mod slot;
 mod view;
@@ -72,6 +70,8 @@ use index::Index;
 use journal::Found;
 use seal::Sealer;
 use writer::{Request, Writer};
+
+use crate::fault;
 
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;

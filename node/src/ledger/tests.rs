@@ -26,6 +26,7 @@ mod crash;
 mod journal;
 mod pairs;
 mod power;
+mod two_disks;
 
 /// Not long after the sample lanes were opened.
 const NOW: UnixMillis = UnixMillis::new(10_000);
