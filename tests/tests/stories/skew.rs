@@ -100,7 +100,7 @@ fn foreigner(key: &SigningKey, version: u16, quotes: u16) -> Swarm<Speech> {
         let protocols = kinds.iter().map(|kind| (name(kind, number), ProtocolSupport::Full));
         request_response::Behaviour::new(protocols.collect::<Vec<_>>(), Config::default())
     };
-    let keys = Keypair::ed25519_from_bytes(*key.seed()).unwrap();
+    let keys = Keypair::ed25519_from_bytes(key.seed()).unwrap();
     let local = keys.public().to_peer_id();
     let mut kad = kad::Behaviour::with_config(
         local,
