@@ -158,10 +158,17 @@ async fn payments_count_when_their_receiver_says_so() {
     // Proposed, when the daemon has not noticed yet that the renter left.
     let waits = ["noted", "proposed"].map(|state| answer["state"] == state);
     assert!(code == Some(0) && waits.contains(&true), "{answer}");
-    let amount = number(small_job(&renter).await.event("settled"), "amount_nanocredits");
-    let (_, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
+    let (mut owed, mut answer) = (owed, Value::Null);
+    for _ in 0..5 {
+        owed += number(small_job(&renter).await.event("settled"), "amount_nanocredits");
+        // The job may have been shorter than the two signatures.
+        (_, answer) = ledgers::settle(&state, &[&[us], &gift[..]].concat()).await.unwrap();
+        if answer["state"] == "agreed" {
+            break;
+        }
+    }
     assert_eq!(answer["state"], "agreed", "{answer}");
-    assert_both(&renter, &state, i64::try_from(owed + amount).unwrap() - 30_000).await;
+    assert_both(&renter, &state, i64::try_from(owed).unwrap() - 30_000).await;
 
     // Who is not there cannot be told.
     network.providers.remove(0).process.stop().await.unwrap();
@@ -213,7 +220,8 @@ async fn a_stranger_at_its_limit_is_told_the_way_out() {
 
     // The way out leads out.
     let cash = ["--amount", "0.000044444", "--ref", "cash"];
-    let mut paying = renter.settle(&[&[provider.peer.as_str()], &cash[..], &["--wait", "60"]].concat()).unwrap();
+    let mut paying =
+        renter.settle(&[&[provider.peer.as_str()], &cash[..], &["--wait", "60"]].concat()).unwrap();
     until_claimed(&provider.state, "cash").await;
     let us = ledgers::ask("potluckd", "balance", &provider.state).await.unwrap();
     let us = us[0]["pairs"][0]["peer"].as_str().unwrap();
