@@ -19,7 +19,7 @@ use potluck_protocol::sync::{HeadsDigest, StepHead};
 use potluck_protocol::unit::UnixMillis;
 use tempfile::TempDir;
 
-use crate::pair::{Pair, Seen};
+use crate::pair::{Pair, Seen, Who};
 
 /// What the provider may lose besides window and quantum: one operation in flight, in milliseconds.
 const OPERATION_MS: u64 = 500;
@@ -107,16 +107,19 @@ fn now() -> UnixMillis {
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Each ledger alone: nothing that was written is damaged, whatever the other side holds.
-pub(crate) fn alone(pair: &Pair) -> Result<(), String> {
-    Books::copied(pair.renter.state())?;
-    Books::copied(&pair.provider_state).map(drop)
+/// One ledger alone: nothing that was written is damaged, whatever the other side holds.
+pub(crate) fn alone(pair: &Pair, who: Who) -> Result<(), String> {
+    Books::copied(if who == Who::Renter { pair.renter.state() } else { &pair.provider_state }).map(drop)
 }
 
 /// Both ledgers after the two were brought together: sound, and the same money on both; with the
 /// largest losses so far.
 pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
     let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    compared(&renter, &provider, &pair.seen)
+}
+
+fn compared(renter: &Books, provider: &Books, seen: &Seen) -> Result<Losses, String> {
     let (owed, due) = (-renter.balance(provider.me)?, provider.balance(renter.me)?);
     if owed != due {
         return Err(format!("the renter says it owes {owed}, the provider that {due} are due"));
@@ -132,9 +135,9 @@ pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
             ));
         }
         let terms = ours.get(lane).or(theirs.get(lane)).and_then(|lane| lane.terms).ok_or("no terms")?;
-        let lost = losses_in(&lane.to_string(), &paid, &pair.seen)?;
+        let lost = losses_in(&lane.to_string(), &paid, seen)?;
         let (quantum, window) = (terms.quantum.get(), terms.window.get());
-        let unsure = if pair.seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
+        let unsure = if seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
         if lost.renter > quantum || lost.provider > quantum + window + OPERATION_MS + unsure {
             return Err(format!("{lane}: {lost:?} is over the bound"));
         }
@@ -143,10 +146,16 @@ pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
     Ok(losses)
 }
 
-/// As [`together`], once no job is open any more: then the two hold the very same.
-pub(crate) fn at_rest(pair: &Pair) -> Result<Losses, String> {
-    let losses = together(pair)?;
+/// As [`together`], once no job is open any more: then the two hold the very same, and the renter owes all
+/// that is vouched, less its `payments`.
+pub(crate) fn at_rest(pair: &Pair, payments: u64) -> Result<Losses, String> {
     let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    let losses = compared(&renter, &provider, &pair.seen)?;
+    let vouched: u64 = provider.lanes()?.values().map(|lane| lane.amount.get()).sum();
+    let due = provider.balance(renter.me)?;
+    if due != i128::from(vouched) - i128::from(payments) {
+        return Err(format!("{vouched} are vouched, {payments} are paid and {due} are due"));
+    }
     let (ours, theirs) = (renter.digest(provider.me)?, provider.digest(renter.me)?);
     if ours != theirs {
         return Err(format!("the two hold other things: {ours} and {theirs}"));

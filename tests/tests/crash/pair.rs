@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use potluck_node::fault;
 use potluck_tests::error::KitError;
+use potluck_tests::ledgers;
 use potluck_tests::network::{LOOPBACK, Network, log_of};
 use potluck_tests::process::Process;
 use potluck_tests::programs::MODEL;
@@ -142,6 +143,20 @@ impl Pair {
     /// What the provider has written to its stderr.
     pub(crate) fn provider_stderr(&self) -> String {
         self.provider.as_ref().map(Process::stderr).unwrap_or_default()
+    }
+
+    /// The owner says that the renter paid `amount` nano-credits: it counts when the two next meet.
+    pub(crate) async fn paid(&self, amount: u64, reference: &str) -> Result<(), KitError> {
+        let us = ledgers::ask("potluck", "balance", self.renter.state()).await?;
+        let us = us.first().and_then(|line| line["peer"].as_str()).unwrap_or_default().to_owned();
+        let amount = format!("0.{amount:09}");
+        let (code, answer) =
+            ledgers::settle(&self.provider_state, &[&us, "--amount", &amount, "--ref", reference]).await?;
+        if code == Some(0) {
+            return Ok(());
+        }
+        let (program, line) = ("potluckd ledger settle".into(), answer.to_string());
+        Err(KitError::Unreadable { program, line, why: format!("it ended with {code:?}") })
     }
 
     /// Waits for the provider's death; whether it died.

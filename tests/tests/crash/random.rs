@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use potluck_node::fault;
+use potluck_tests::error::KitError;
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Losses};
@@ -88,10 +89,8 @@ impl Life {
         job
     }
 
-    /// One job in which somebody dies, perhaps; then the two are brought together. False when there is no
-    /// more credit.
-    async fn step(&mut self) -> Result<bool, String> {
-        let text = |error: potluck_tests::error::KitError| error.to_string();
+    /// One job in which somebody dies, perhaps; then the two are brought together.
+    async fn step(&mut self) -> Result<(), String> {
         let job = self.next_job();
         let run = self.pair.rent(&job).await.map_err(text)?;
         self.note(run.renter_died(), run.provider_died);
@@ -102,30 +101,39 @@ impl Life {
             if run.is_done() {
                 let losses = audit::together(&self.pair).map_err(|why| format!("{job:?}: {why}"))?;
                 self.tally.losses = self.tally.losses.max(losses);
-                return Ok(true);
+                return Ok(());
             }
-            let code = run.ended.event("error")["code"].as_str().unwrap_or_default();
-            match code {
-                "credit_exhausted" => return Ok(false),
-                // It died in this one.
-                _ if run.provider_died => {}
-                _ => return Err(format!("{job:?}: {:?} {}", run.ended.events, run.ended.stderr)),
+            // An armed provider may have died in this one.
+            if !run.provider_died {
+                let logs = [&run.ended.stderr, &self.pair.provider_stderr()].map(String::as_str).join("\n");
+                return Err(format!("{job:?}: {}\n{logs}", run.ended.event("error")));
             }
         }
         Err(format!("{job:?}: the two did not come together"))
     }
 
     async fn live(&mut self, most: u64) -> Result<(), String> {
-        self.pair.provide(None).await.map_err(|error| error.to_string())?;
+        self.pair.provide(None).await.map_err(text)?;
         let dead = |tally: &Tally| tally.renter + tally.provider;
         while dead(&self.tally) < KILLS_OF_A_PAIR && self.killed.load(Ordering::Relaxed) < most {
-            if !self.step().await? {
-                break;
-            }
+            self.step().await?;
         }
-        self.pair.until_all_ended().await.map_err(|error| error.to_string())?;
+        // One more provider, which lives, sees the end of every job.
+        self.pair.kill_provider().await.map_err(text)?;
+        self.pair.provide(None).await.map_err(text)?;
+        let run = self.pair.rent(&Job { tokens: 4, ..Job::default() }).await.map_err(text)?;
+        self.pair.until_all_ended().await.map_err(text)?;
+        if !run.is_done() {
+            return Err(format!("at the end: {}", run.ended.event("error")));
+        }
+        let losses = audit::at_rest(&self.pair, 0).map_err(|why| format!("at the end: {why}"))?;
+        self.tally.losses = self.tally.losses.max(losses);
         Ok(())
     }
+}
+
+fn text(error: KitError) -> String {
+    error.to_string()
 }
 
 /// Pairs one after the other, until all kills are done.
