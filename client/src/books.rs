@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
-use potluck_node::accounts::Accounts;
+use potluck_node::accounts::{Accounts, SyncError};
 use potluck_node::books;
 use potluck_node::ledger::{AppendError, Ledger, VerifiedRecord};
+use potluck_node::net::AskError;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::sign::SigningKey;
 use tokio::task::JoinHandle;
@@ -53,7 +54,10 @@ impl Books {
     /// # Errors
     /// Why they differ still. Nothing is lost by it.
     pub async fn sync(&self, peer: PeerId) -> Result<(), Failure> {
-        self.accounts.sync(peer, SYNC_LIMIT).await.map_err(|why| Failure::Sync { peer, why })
+        self.accounts.sync(peer, SYNC_LIMIT).await.map_err(|why| match why {
+            SyncError::Ask(AskError::OtherVersion(version)) => version.into(),
+            why => Failure::Sync { peer, why },
+        })
     }
 
     /// Keeps what was just signed or verified. Of two different things that a peer signed in one place, the

@@ -11,7 +11,7 @@ use potluck_node::books::BooksError;
 use potluck_node::catalogue::UnknownModel;
 use potluck_node::identity::IdentityError;
 use potluck_node::ledger::{AppendError, LedgerError, ReadError};
-use potluck_node::net::{JoinError, StartError};
+use potluck_node::net::{JoinError, OtherVersion, StartError};
 use potluck_node::state::StateError;
 use potluck_protocol::fault::{Fault, RefusalCode};
 use potluck_protocol::id::PeerId;
@@ -205,6 +205,9 @@ pub enum Failure {
         /// Why.
         why: String,
     },
+    /// The provider speaks another version of Potluck: one of the two is too old.
+    #[error("{} speaks version {} of Potluck, this program version {}", .0.peer.short(), .0.theirs, .0.ours)]
+    OtherVersion(#[from] OtherVersion),
     /// The provider broke the protocol; nothing was paid for that.
     #[error("{} broke the protocol: {what}", provider.short())]
     Misbehaved {
@@ -335,6 +338,7 @@ impl Failure {
             Self::OwnerYielded { .. } => RefusalCode::OwnerYield.name(),
             Self::ProviderLost { .. } => "provider_lost",
             Self::Unreachable { .. } => "unreachable",
+            Self::OtherVersion(_) => "other_version",
             Self::Misbehaved { .. } => "protocol_violation",
             Self::Equivocated { .. } => "equivocation",
             Self::Sync { why: SyncError::Frozen { .. }, .. }
@@ -376,6 +380,8 @@ impl Failure {
             | Self::SettleStopped
             | Self::Cancelled { .. } => Fault::Renter,
             Self::NoProvider { .. } | Self::Join(_) | Self::Unreachable { .. } => Fault::Network,
+            Self::OtherVersion(version) if version.is_theirs() => Fault::Provider,
+            Self::OtherVersion(_) => Fault::Local,
             Self::New(why) => why.fault(),
             Self::Refused { code, .. } => code.fault(),
             Self::OwnerYielded { .. } => Fault::Nobody,
@@ -410,7 +416,7 @@ impl Failure {
         match self {
             Self::Usage { .. } | Self::UnknownModel(_) | Self::Job(_) | Self::Amount(_) => 2,
             Self::Input { .. } => 2,
-            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } => 3,
+            Self::NoProvider { .. } | Self::Join(_) | Self::Unprotected { .. } | Self::OtherVersion(_) => 3,
             Self::TooDear { .. } | Self::BudgetTooSmall { .. } | Self::BudgetReached { .. } => 4,
             Self::NoCredit { .. } | Self::CreditReached { .. } => 4,
             Self::Refused { code: RefusalCode::BudgetTooSmall | RefusalCode::CreditExhausted, .. } => 4,
@@ -482,6 +488,13 @@ impl Failure {
             }
             Self::Refused { .. } => {
                 "only the time that was metered is owed; see potluck ledger receipts".into()
+            }
+            Self::OtherVersion(version) if version.is_theirs() => {
+                "nothing was spent; its owner must upgrade potluckd; choose another provider with --provider"
+                    .into()
+            }
+            Self::OtherVersion(_) => {
+                "nothing was spent; upgrade potluck: your version is the older one".into()
             }
             Self::OwnerYielded { .. } => {
                 "the answer so far is yours and paid; run it again: another provider takes it".into()

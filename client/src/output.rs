@@ -53,6 +53,8 @@ pub enum Event<'a> {
         provider: PeerId,
         /// The job's name in both ledgers.
         job: String,
+        /// The epoch of the account; it rises when either side came back with an old ledger.
+        epoch: u32,
         /// Digest of the contract.
         contract: Digest,
     },
@@ -212,7 +214,12 @@ impl Printer {
     /// # Errors
     /// When stdout is closed.
     pub fn accepted(&self, lane: &LaneId, contract: Digest) -> io::Result<()> {
-        self.event(&Event::Accepted { provider: lane.provider, job: lane.to_string(), contract })
+        self.event(&Event::Accepted {
+            provider: lane.provider,
+            job: lane.to_string(),
+            epoch: lane.epoch,
+            contract,
+        })
     }
 
     /// The job moved to another phase.

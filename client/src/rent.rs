@@ -142,6 +142,9 @@ async fn find(
         printer.waiting(format!("asking who runs {}", request.name));
         let begun = Instant::now();
         let found = search::quotes(desk.network, &request.wanted, request.provider).await;
+        if let (true, Some(version)) = (found.candidates.is_empty(), found.other_version) {
+            return Err(version.into());
+        }
         if found.candidates.is_empty() {
             return Err(Failure::NoProvider {
                 model: request.name.clone(),

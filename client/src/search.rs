@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use potluck_node::net::{DhtKey, Network};
+use potluck_node::net::{AskError, DhtKey, Network, OtherVersion};
 use potluck_protocol::id::{ContentHash, PeerId};
 use potluck_protocol::offer::{GuestNeeds, Protection, Quote};
 use potluck_protocol::sign::Verified;
@@ -88,6 +88,8 @@ pub struct Found {
     pub candidates: Vec<Candidate>,
     /// Why one of them quoted no price: who, and its words (a stranger's, without control characters).
     pub refusal: Option<String>,
+    /// One of them speaks another version than we do.
+    pub other_version: Option<OtherVersion>,
 }
 
 /// Wall-clock time now, for expiry only.
@@ -118,7 +120,7 @@ pub async fn quotes(network: &Network, wanted: &Wanted, only: Option<PeerId>) ->
 pub async fn again(network: &Network, wanted: &Wanted, provider: PeerId) -> Option<Candidate> {
     match ask(network, provider, wanted).await? {
         Answer::Quote(candidate) => Some(*candidate),
-        Answer::Refused(_) => None,
+        Answer::Refused(_) | Answer::OtherVersion(_) => None,
     }
 }
 
@@ -131,6 +133,7 @@ async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Foun
         match answer {
             Some(Answer::Quote(candidate)) => found.candidates.push(*candidate),
             Some(Answer::Refused(said)) => found.refusal = Some(said),
+            Some(Answer::OtherVersion(version)) => found.other_version = Some(version),
             None => {}
         }
     }
@@ -138,10 +141,11 @@ async fn ask_all(network: &Network, wanted: &Wanted, peers: Vec<PeerId>) -> Foun
     found
 }
 
-/// What a provider that keeps to the protocol says.
+/// What a provider that keeps to the protocol says, or that of another version.
 enum Answer {
     Quote(Box<Candidate>),
     Refused(String),
+    OtherVersion(OtherVersion),
 }
 
 /// One provider's quote, or its refusal; `None` when it does not answer, or sends what does not check
@@ -151,7 +155,11 @@ async fn ask(network: &Network, peer: PeerId, wanted: &Wanted) -> Option<Answer>
     let asked = Instant::now();
     let answer = network.ask(peer, request, QUOTE_LIMIT).await;
     let rtt = asked.elapsed();
-    let bytes = answer.inspect_err(|why| tracing::info!(%peer, %why, "no quote")).ok()?;
+    let bytes = match answer.inspect_err(|why| tracing::info!(%peer, %why, "no quote")) {
+        Ok(bytes) => bytes,
+        Err(AskError::OtherVersion(version)) => return Some(Answer::OtherVersion(version)),
+        Err(_) => return None,
+    };
     match wire::decode::<QuoteResponse>(&bytes) {
         Ok(QuoteResponse::Quote { quote, credit }) => {
             let quote = quote.verify().inspect_err(|why| tracing::warn!(%peer, %why, "bad quote")).ok()?;

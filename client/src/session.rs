@@ -7,9 +7,10 @@
 
 use std::time::{Duration, Instant};
 
+use potluck_node::fault;
 use potluck_node::identity::Identity;
 use potluck_node::accounts::LiveLane;
-use potluck_node::net::{FrameReader, FrameWriter, Network};
+use potluck_node::net::{FrameReader, FrameWriter, Network, OpenError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::{FinishReason, job_digest};
@@ -141,11 +142,15 @@ pub async fn run(
         })?;
     let provider = quote.provider;
     let unreachable = |why: String| JobFailure::NotStarted(Failure::Unreachable { provider, why });
-    let stream =
-        desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| unreachable(why.to_string()))?;
+    let stream = desk.network.open_job(provider, SEND_LIMIT).await.map_err(|why| match why {
+        OpenError::OtherVersion(version) => JobFailure::NotStarted(version.into()),
+        other => unreachable(other.to_string()),
+    })?;
     let records = vec![candidate.quote.clone().into(), contract.clone().into()];
     let live = desk.books.accounts.live(contract.body().lane);
+    fault::point(fault::RENTER_CONTRACT_SIGNED);
     desk.books.keep(records).await?;
+    fault::point(fault::RENTER_CONTRACT_KEPT);
     let (reader, writer) = stream.split();
     let lane = RenterLane::new(&contract);
     let lane = if order.payload.is_some() { lane.of_component() } else { lane };
@@ -274,6 +279,7 @@ impl Session<'_> {
         for part in job_bytes.chunks(MAX_JOB_PART_BYTES) {
             self.send(&RenterFrame::JobPart(part.to_vec())).await?;
         }
+        fault::point(fault::RENTER_CONTRACT_SENT);
         Ok(())
     }
 
@@ -390,7 +396,9 @@ impl Session<'_> {
         if self.accepted.is_some() {
             return Err(self.misbehaved("it accepted twice".into()));
         }
+        fault::point(fault::RENTER_ACCEPT_RECEIVED);
         self.desk.books.keep(vec![accept.clone().into()]).await?;
+        fault::point(fault::RENTER_ACCEPT_KEPT);
         let printed = printer.accepted(&body.lane, self.contract.digest());
         self.accepted = Some(accept);
         Ok(printed)
@@ -459,6 +467,7 @@ impl Session<'_> {
     }
 
     async fn on_meter(&mut self, meter: Signed<Meter>) -> Result<(), JobFailure> {
+        fault::point(fault::RENTER_METER_RECEIVED);
         let meter = meter.verify().map_err(|why| self.misbehaved(why.to_string()))?;
         let voucher = self
             .lane
@@ -466,10 +475,14 @@ impl Session<'_> {
             .map_err(|why| Failure::Overclaimed { provider: self.provider, why })?;
         let key = self.desk.identity.signing_key();
         let voucher = key.sign(voucher).map_err(|why| internal(&why.to_string()))?;
+        fault::point(fault::RENTER_VOUCHER_SIGNED);
         // Durable before it leaves (I8); the ledger refuses a second voucher for this slot (I7).
         self.desk.books.keep(vec![meter.into(), voucher.clone().into()]).await?;
+        fault::point(fault::RENTER_VOUCHER_KEPT);
         self.lane.signed(&voucher);
-        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await
+        self.send(&RenterFrame::Voucher(Box::new(voucher.into_signed()))).await?;
+        fault::point(fault::RENTER_VOUCHER_SENT);
+        Ok(())
     }
 
     async fn on_receipt(&mut self, receipt: Signed<Receipt>) -> Result<(), JobFailure> {
@@ -478,7 +491,9 @@ impl Session<'_> {
             return Err(self.misbehaved("its receipt is not for our voucher".into()));
         }
         let digest = receipt.digest();
+        fault::point(fault::RENTER_RECEIPT_RECEIVED);
         self.desk.books.keep(vec![receipt.into()]).await?;
+        fault::point(fault::RENTER_RECEIPT_KEPT);
         self.receipt = Some(digest);
         Ok(())
     }
@@ -495,7 +510,9 @@ impl Session<'_> {
         if !ours || body.k != self.lane.vouchers() || body.amount != self.lane.amount() {
             return Err(self.misbehaved("its close is not what was vouched".into()));
         }
+        fault::point(fault::RENTER_CLOSE_RECEIVED);
         self.desk.books.keep(vec![close.clone().into()]).await?;
+        fault::point(fault::RENTER_CLOSE_KEPT);
         self.closed = true;
         let outcome = self.outcome(body);
         printer.end_text();
@@ -604,10 +621,12 @@ impl Session<'_> {
             at: wall_clock(),
         };
         if let Ok(close) = self.desk.identity.signing_key().sign(close) {
+            fault::point(fault::RENTER_OWN_CLOSE_SIGNED);
             // A lane that is closed already keeps its first close; either way it is closed.
             if let Err(why) = self.desk.books.keep(vec![close.into()]).await {
                 tracing::warn!(%why, "the lane stays open in our ledger");
             }
+            fault::point(fault::RENTER_OWN_CLOSE_KEPT);
         }
         if !matches!(failure, Failure::Unreachable { .. } | Failure::ProviderLost { .. }) {
             let _ = self.send(&RenterFrame::Cancel).await;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use potluck_node::accounts::LiveLane;
+use potluck_node::fault;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::ContentHash;
 use potluck_protocol::job::{ExecSpec, Job, JobSpec, job_digest};
@@ -104,6 +105,7 @@ pub async fn take_job(
     };
     // The component took its time, in which the two may have parted.
     desk.may_open(admitted.verified().contract()).map_err(NotTaken::Refused)?;
+    fault::point(fault::PROVIDER_CONTRACT_RECEIVED);
     let accept = Accept {
         lane: admitted.verified().contract().lane,
         contract: admitted.verified().signed_contract().digest(),
@@ -116,11 +118,14 @@ pub async fn take_job(
         accept.clone().into(),
     ];
     let live = desk.accounts().live(admitted.verified().contract().lane);
+    fault::point(fault::PROVIDER_ACCEPT_SIGNED);
     desk.keep(records).await.map_err(not_recorded)?;
+    fault::point(fault::PROVIDER_ACCEPT_KEPT);
     place.recorded();
     if let Err(error) = wire.send(&ProviderFrame::Accept(boxed(&accept))).await {
         tracing::debug!(job = %admitted.verified().contract().lane, %error, "accept not delivered");
     }
+    fault::point(fault::PROVIDER_ACCEPT_SENT);
     Ok(AcceptedJob { admitted, place, task, live })
 }
 

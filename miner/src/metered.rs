@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use potluck_node::fault;
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::LaneId;
 use potluck_protocol::job::FinishReason;
@@ -228,10 +229,13 @@ impl MeteredRun {
         self.read_at = Instant::now();
         let body = self.lane.meter(self.clock.usage(self.read_at), &self.chain, last)?;
         let meter = self.desk.sign(body).map_err(AccountFault::Sign)?;
+        fault::point(fault::PROVIDER_METER_SIGNED);
         self.desk.keep(vec![meter.clone().into()]).await?;
+        fault::point(fault::PROVIDER_METER_KEPT);
         self.lane.metered(&meter);
         self.asked = Some(Instant::now());
         wire.send(&ProviderFrame::Meter(boxed(&meter))).await?;
+        fault::point(fault::PROVIDER_METER_SENT);
         Ok(())
     }
 
@@ -242,12 +246,15 @@ impl MeteredRun {
     pub async fn paid(&mut self, wire: &mut JobWire, voucher: Signed<Voucher>) -> Result<(), AccountFault> {
         let voucher = voucher.verify().map_err(AccountFault::BadVoucher)?;
         let body = self.lane.accept(&voucher)?;
+        fault::point(fault::PROVIDER_VOUCHER_RECEIVED);
         let receipt = self.desk.sign(body).map_err(AccountFault::Sign)?;
         self.desk.keep(vec![voucher.into(), receipt.clone().into()]).await?;
+        fault::point(fault::PROVIDER_RECEIPT_KEPT);
         if !self.lane.is_unpaid() {
             self.asked = None;
         }
         wire.send(&ProviderFrame::Receipt(boxed(&receipt))).await?;
+        fault::point(fault::PROVIDER_RECEIPT_SENT);
         Ok(())
     }
 
@@ -259,6 +266,7 @@ impl MeteredRun {
             lane: self.lane_id(),
             reason: ending.reason,
             run: self.lane.paid().total(),
+            worked: self.clock.usage(Instant::now()).total(),
             amount: self.lane.amount(),
             completion_tokens: self.chain.tokens(),
             why: ending.refusal.as_ref().map(|refusal| refusal.reason.clone()),
@@ -275,14 +283,22 @@ impl MeteredRun {
             result: self.chain.head(),
             at: wall_now(),
         };
+        let unpaid = self.lane.is_unpaid();
+        if unpaid {
+            // Before the renter hears of the end, and comes back at once.
+            self.desk.accounts().parted(closed.lane.renter);
+        }
         let mut whole = false;
         match self.desk.sign(body) {
             Ok(close) => {
+                fault::point(fault::PROVIDER_CLOSE_SIGNED);
                 if let Err(error) = self.desk.keep(vec![close.clone().into()]).await {
                     tracing::error!(job = %closed.lane, %error, "the end of a job was not recorded");
                 }
+                fault::point(fault::PROVIDER_CLOSE_KEPT);
                 let frame = ProviderFrame::Close { close: boxed(&close), refusal: ending.refusal };
-                whole = wire.finish(&frame).await && !self.lane.is_unpaid();
+                whole = wire.finish(&frame).await;
+                fault::point(fault::PROVIDER_CLOSE_SENT);
             }
             Err(error) => tracing::error!(job = %closed.lane, %error, "the end of a job was not signed"),
         }
@@ -302,6 +318,8 @@ pub struct Closed {
     pub reason: CloseReason,
     /// Time paid for.
     pub run: GpuMillis,
+    /// Time worked, paid for or not.
+    pub worked: GpuMillis,
     /// What is owed for it.
     pub amount: NanoCredit,
     /// Tokens written.

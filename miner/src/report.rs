@@ -1,9 +1,15 @@
 //! What `potluckd run` tells its owner as things happen.
 //!
-//! Owns: the lines, as prose on stderr or as one JSON object a line on stdout. Never: logs (tracing
-//! does) or fails: an owner who closed the terminal stops nothing. Called by the run loop and jobs.
+//! Owns: the lines, as prose on stderr or as one JSON object a line on stdout, and the thread that
+//! writes them. Never: logs (tracing does), fails or waits: an owner who closed the terminal, or a
+//! program that reads our stdout and has stopped doing so, stops nothing. Called by the run loop and
+//! jobs.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use potluck_protocol::id::{LaneId, PeerId};
@@ -14,6 +20,28 @@ use serde_json::{Value, json};
 
 use crate::metered::Closed;
 use crate::owner::{Owner, Stage};
+
+/// Lines that may wait for a slow reader; later ones are dropped and counted.
+const WAITING_LINES: usize = 1_024;
+/// How long the last lines may take to be written when we stop.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
+
+/// The writer: a process has one stdout and one stderr.
+static WRITER: OnceLock<Writer> = OnceLock::new();
+
+#[derive(Debug)]
+struct Writer {
+    lines: SyncSender<Line>,
+    dropped: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Line {
+    Data(String),
+    Prose(String),
+    /// Answer when all before it is written.
+    Flush(SyncSender<()>),
+}
 
 /// Tells the owner; clones tell the same.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +64,15 @@ pub struct ReadyModel {
 
 impl Reporter {
     /// Prose, or JSON lines.
-    #[must_use]
-    pub fn new(json: bool) -> Self {
-        Self { json }
+    ///
+    /// # Errors
+    /// When the system gives no thread for the writer.
+    pub fn start(json: bool) -> std::io::Result<Self> {
+        let (lines, waiting) = sync_channel(WAITING_LINES);
+        if WRITER.set(Writer { lines, dropped: AtomicU64::new(0) }).is_ok() {
+            thread::Builder::new().name("reports".to_owned()).spawn(move || write_lines(&waiting))?;
+        }
+        Ok(Self { json })
     }
 
     /// We can be dialled at these addresses.
@@ -175,14 +209,17 @@ impl Reporter {
             "state": "closed",
             "reason": closed.reason,
             "gpu_ms": closed.run.get(),
+            "worked_ms": closed.worked.get(),
             "amount_nanocredits": closed.amount.get(),
             "completion_tokens": closed.completion_tokens,
             "why": closed.why,
         });
         self.tell(event, || {
             let why = closed.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            let unpaid = closed.worked.saturating_sub(closed.run).get();
+            let unpaid = if unpaid > 0 { format!(", {unpaid} ms more unpaid") } else { String::new() };
             format!(
-                "{} {}{why} ({} ms, {}, {} tokens)",
+                "{} {}{why} ({} ms{unpaid}, {}, {} tokens)",
                 closed.lane,
                 reason_words(closed),
                 closed.run.get(),
@@ -202,12 +239,47 @@ impl Reporter {
         self.tell(json!({"event": "stopped"}), || "stopped".into());
     }
 
+    /// Gives the lines that wait a moment to be written, before the process ends.
+    pub fn flush(&self) {
+        let (written, done) = sync_channel(1);
+        let flush = WRITER.get().is_some_and(|writer| writer.lines.try_send(Line::Flush(written)).is_ok());
+        if flush && done.recv_timeout(LAST_LINES_WITHIN).is_err() {
+            tracing::debug!("nobody reads the last reports");
+        }
+    }
+
     fn tell(&self, event: Value, prose: impl FnOnce() -> String) {
-        let written = if self.json {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{event}").and_then(|()| out.flush())
-        } else {
-            writeln!(std::io::stderr().lock(), "{}", prose())
+        let Some(writer) = WRITER.get() else { return };
+        let dropped = writer.dropped.load(Ordering::Relaxed);
+        if dropped > 0 {
+            let told = if self.json {
+                Line::Data(json!({"event": "dropped", "lines": dropped}).to_string())
+            } else {
+                Line::Prose(format!("{dropped} lines were not shown: nobody read them"))
+            };
+            if writer.lines.try_send(told).is_ok() {
+                writer.dropped.fetch_sub(dropped, Ordering::Relaxed);
+            }
+        }
+        let line = if self.json { Line::Data(event.to_string()) } else { Line::Prose(prose()) };
+        if writer.lines.try_send(line).is_err() {
+            writer.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write_lines(lines: &Receiver<Line>) {
+    while let Ok(line) = lines.recv() {
+        let written = match line {
+            Line::Data(line) => {
+                let mut out = std::io::stdout().lock();
+                writeln!(out, "{line}").and_then(|()| out.flush())
+            }
+            Line::Prose(line) => writeln!(std::io::stderr().lock(), "{line}"),
+            Line::Flush(done) => {
+                // Who asked may have stopped waiting: nothing is lost by that.
+                done.try_send(()).or(Ok(()))
+            }
         };
         if let Err(error) = written {
             tracing::debug!(%error, "nobody reads the reports");

@@ -13,6 +13,7 @@ pub mod books;
 pub mod bootstrap;
 pub mod catalogue;
 pub mod config;
+pub mod fault;
 pub mod identity;
 pub mod ledger;
 pub mod net;

@@ -16,7 +16,6 @@
 #[allow(unsafe_code, reason = "compiled code can only be loaded unsafely")]
 mod artefact;
 pub mod cache;
-mod channel;
 mod clock;
 mod compile;
 pub mod compiler;

@@ -13,9 +13,10 @@
 //! [`Event::Hello`] proves it.
 
 pub mod channel;
+pub(crate) mod frame;
 pub mod order;
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 
 use potluck_protocol::job::{FinishReason, JobError, JobSpec};
 use potluck_protocol::limits::{MAX_JOB_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_TOKENS};
@@ -25,6 +26,8 @@ use thiserror::Error;
 
 use crate::engine::{DeviceChoice, GenerateError, LoadError, ModelInfo};
 use crate::tensor::{MAX_CALL_BYTES, ModelCallError, ModelReply, ModelRequest};
+use channel::Dialect;
+use frame::{frame, read_body};
 
 /// Changes with every change to the messages.
 pub const IPC_VERSION: u32 = 2;
@@ -32,7 +35,6 @@ pub const IPC_VERSION: u32 = 2;
 pub const MAX_COMMAND_BYTES: usize = MAX_JOB_BYTES + 64;
 /// The largest event in bytes.
 pub const MAX_EVENT_BYTES: usize = 64 * 1024;
-const LENGTH_BYTES: usize = 4;
 /// The first byte of every [`Command::Call`]: its place in the enum.
 const CALL_TAG: u8 = 7;
 /// The first byte of every [`Event::Reply`].
@@ -196,7 +198,7 @@ pub enum IpcError {
 /// [`IpcError::Wire`] when it is too large.
 pub fn encode_command(command: &Command) -> Result<Vec<u8>, IpcError> {
     let max = if matches!(command, Command::Call { .. }) { MAX_CALL_BYTES } else { MAX_COMMAND_BYTES };
-    frame(wire::encode_within(command, max)?)
+    frame(&wire::encode_within(command, max)?)
 }
 
 /// The frame of an event.
@@ -205,7 +207,7 @@ pub fn encode_command(command: &Command) -> Result<Vec<u8>, IpcError> {
 /// [`IpcError::Wire`] when it is too large.
 pub fn encode_event(event: &Event) -> Result<Vec<u8>, IpcError> {
     let max = if matches!(event, Event::Reply { .. }) { MAX_CALL_BYTES } else { MAX_EVENT_BYTES };
-    frame(wire::encode_within(event, max)?)
+    frame(&wire::encode_within(event, max)?)
 }
 
 /// The command in a frame's body.
@@ -247,30 +249,8 @@ pub fn decode_event(body: &[u8]) -> Result<Event, IpcError> {
 /// # Errors
 /// [`IpcError`] when what comes is no command.
 pub fn read_command(reader: &mut impl Read) -> Result<Option<Command>, IpcError> {
-    let mut head = [0; LENGTH_BYTES];
-    let mut have = 0;
-    while have < head.len() {
-        match reader.read(&mut head[have..]) {
-            Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => return Err(IpcError::Cut),
-            Ok(count) => have += count,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    let cut = |e: io::Error| match e.kind() {
-        ErrorKind::UnexpectedEof => IpcError::Cut,
-        _ => e.into(),
-    };
-    let len = checked_len(head, MAX_CALL_BYTES)?;
-    let mut tag = [0; 1];
-    let tag = &mut tag[..len.min(1)];
-    reader.read_exact(tag).map_err(cut)?;
-    let mut body = vec![0; checked_len(head, max_command_bytes(tag.first()))?];
-    let (first, rest) = body.split_at_mut(tag.len());
-    first.copy_from_slice(tag);
-    reader.read_exact(rest).map_err(cut)?;
-    decode_command(&body).map(Some)
+    let body = read_body(reader, max_command_bytes, MAX_CALL_BYTES)?;
+    body.map(|body| decode_command(&body)).transpose()
 }
 
 /// Writes an event.
@@ -292,21 +272,29 @@ fn max_event_bytes(tag: Option<&u8>) -> usize {
     if tag == Some(&REPLY_TAG) { MAX_CALL_BYTES } else { MAX_EVENT_BYTES }
 }
 
-fn frame(body: Vec<u8>) -> Result<Vec<u8>, IpcError> {
-    let too_long = IpcError::FrameTooLong { len: body.len(), max: MAX_CALL_BYTES };
-    let len = u32::try_from(body.len()).map_err(|_| too_long)?;
-    let mut frame = Vec::with_capacity(LENGTH_BYTES + body.len());
-    frame.extend_from_slice(&len.to_le_bytes());
-    frame.extend_from_slice(&body);
-    Ok(frame)
-}
+/// What a model worker and the daemon say to each other.
+#[derive(Debug)]
+pub(crate) struct ModelDialect;
 
-fn checked_len(head: [u8; LENGTH_BYTES], max: usize) -> Result<usize, IpcError> {
-    let len = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
-    if len > max {
-        return Err(IpcError::FrameTooLong { len, max });
+impl Dialect for ModelDialect {
+    type Command = Command;
+    type Event = Event;
+
+    /// One call and some words.
+    const MAX_UNSENT: usize = MAX_CALL_BYTES + 2 * MAX_COMMAND_BYTES;
+
+    fn encode(command: &Command) -> Result<Vec<u8>, IpcError> {
+        encode_command(command)
     }
-    Ok(len)
+
+    fn most(tag: Option<&u8>) -> usize {
+        // Without its first byte a long frame is not known to be one that may be long.
+        if tag.is_none() { MAX_CALL_BYTES } else { max_event_bytes(tag) }
+    }
+
+    fn decode(body: &[u8]) -> Result<Event, IpcError> {
+        decode_event(body)
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +303,7 @@ pub(crate) mod tests {
     use potluck_protocol::job::{ChatMessage, Role, Sampling};
     use proptest::prelude::*;
 
+    use super::frame::LENGTH_BYTES;
     use super::*;
     use crate::engine::{EngineDevice, ModelKind};
     use crate::tensor::tests::{request as requests, result as results};

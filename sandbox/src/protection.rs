@@ -195,7 +195,10 @@ impl EffectiveProtection {
         let layers = Layer::ALL.into_iter().map(|layer| {
             let ok = self.layers.has(layer);
             let detail = match layer {
-                _ if ok => self.layer_name(layer),
+                _ if ok => match self.layer_name(layer) {
+                    named if named == layer.name() => "in force".to_owned(),
+                    named => named,
+                },
                 _ if self.stood_in_for(layer) => "not needed: the other memory limit is in force".to_owned(),
                 _ => "not in force".to_owned(),
             };

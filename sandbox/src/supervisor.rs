@@ -21,7 +21,6 @@ mod serve;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -34,7 +33,7 @@ use crate::engine::{DeviceChoice, GenerateError, LoadError, ModelInfo};
 use crate::exit::{Death, WorkerExit};
 use crate::ipc::channel::Channel;
 use crate::ipc::order::EventOrder;
-use crate::ipc::{Command, Event, IpcError};
+use crate::ipc::{Command, Event, IpcError, ModelDialect};
 use crate::jail::Jail;
 use process::{ProcessSpec, WorkerProcess};
 pub use serve::ModelRun;
@@ -189,7 +188,7 @@ pub enum RunEvent {
 pub struct Worker {
     process: WorkerProcess,
     pid: u32,
-    channel: Channel,
+    channel: Channel<ModelDialect>,
     order: EventOrder,
     info: ModelInfo,
     limits: WorkerLimits,
@@ -362,7 +361,7 @@ impl Worker {
 /// A worker between its start and its loaded model.
 struct Starting {
     process: WorkerProcess,
-    channel: Channel,
+    channel: Channel<ModelDialect>,
     order: EventOrder,
 }
 
@@ -370,8 +369,6 @@ impl Starting {
     fn spawn(spec: WorkerSpec) -> Result<Self, StartError> {
         let WorkerSpec { program, model, threads, jail, limits, .. } = spec;
         let failed = |source| StartError::Spawn { program: program.clone(), source };
-        let (ours, socket) = UnixStream::pair().map_err(failed)?;
-        let channel = Channel::new(ours).map_err(failed)?;
         let threads = threads
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
@@ -379,7 +376,6 @@ impl Starting {
         let spec = ProcessSpec {
             program: &program,
             jail: &jail,
-            socket,
             input: Stdio::from(model),
             environment: &[
                 ("RAYON_NUM_THREADS", threads.to_string()),
@@ -387,7 +383,7 @@ impl Starting {
             ],
             max_log_bytes: limits.max_log_bytes,
         };
-        let process = WorkerProcess::start(spec).map_err(failed)?;
+        let (process, channel) = WorkerProcess::start(spec).map_err(failed)?;
         Ok(Self { process, channel, order: EventOrder::default() })
     }
 

@@ -61,24 +61,9 @@ enum Task {
 /// Runs the worker to its end; the answer is the process's exit code.
 #[must_use]
 pub fn run() -> WorkerExit {
-    if let Err(error) = check_cpu() {
-        log(&error.to_string());
-        return WorkerExit::Cpu;
-    }
-    let guard = match jail::start(|profile| matches!(profile, Profile::Gpu { .. })) {
-        Ok(guard) => guard,
-        Err(EnterError::Jail(error)) => {
-            log(&error.to_string());
-            return WorkerExit::Jail;
-        }
-        Err(EnterError::Usage { .. }) => {
-            log(USAGE);
-            return WorkerExit::Usage;
-        }
-    };
-    let Some((socket, model)) = descriptors() else {
-        log(USAGE);
-        return WorkerExit::Usage;
+    let (guard, socket, model) = match begin(USAGE, |profile| matches!(profile, Profile::Gpu { .. })) {
+        Ok(begun) => begun,
+        Err(exit) => return exit,
     };
     // A card must be opened first, by name; the processor is there already.
     let guard = match guard.profile() {
@@ -108,15 +93,44 @@ pub fn run() -> WorkerExit {
     Worker { socket, switch, guard, card: None, engine: None }.work(model, &inbox)
 }
 
-/// The socket and the model, when this process was started by the daemon.
-pub(crate) fn descriptors() -> Option<(UnixStream, File)> {
+/// What both worker programs begin with: the processor is one that they are built for, the jail that the
+/// daemon named is one of `profiles` and is entered, and descriptors 0 and 1 are what the daemon gives.
+/// Whoever starts the program by hand reads `usage`.
+pub(crate) fn begin(
+    usage: &str,
+    profiles: fn(Profile) -> bool,
+) -> Result<(Guard, UnixStream, File), WorkerExit> {
+    if let Err(error) = check_cpu() {
+        log(&error.to_string());
+        return Err(WorkerExit::Cpu);
+    }
+    let guard = match jail::start(profiles) {
+        Ok(guard) => guard,
+        Err(EnterError::Jail(error)) => {
+            log(&error.to_string());
+            return Err(WorkerExit::Jail);
+        }
+        Err(EnterError::Usage { .. }) => {
+            log(usage);
+            return Err(WorkerExit::Usage);
+        }
+    };
+    let Some((socket, input)) = descriptors() else {
+        log(usage);
+        return Err(WorkerExit::Usage);
+    };
+    Ok((guard, socket, input))
+}
+
+/// The socket, and what there is to read, when this process was started by the daemon.
+fn descriptors() -> Option<(UnixStream, File)> {
     let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let kind = rustix::fs::fstat(&stdin).ok()?.st_mode;
     if !rustix::fs::FileType::from_raw_mode(kind).is_socket() {
         return None;
     }
-    let model: OwnedFd = io::stdout().as_fd().try_clone_to_owned().ok()?;
-    Some((UnixStream::from(stdin), File::from(model)))
+    let input: OwnedFd = io::stdout().as_fd().try_clone_to_owned().ok()?;
+    Some((UnixStream::from(stdin), File::from(input)))
 }
 
 /// A line for the daemon's log.

@@ -1,6 +1,6 @@
 //! Both sides' books, read through the programs that keep them.
 //!
-//! Owns: `potluck ledger ... --json` and `potluckd ledger ... --json`. Never: opens a ledger's files.
+//! Owns: `potluck ledger ... --json` and `potluckd ledger ... --json`, and what the owner says there. Never: opens a ledger's files.
 //! Called by the demo and the stories.
 
 use std::path::Path;
@@ -35,6 +35,19 @@ pub async fn ask(name: &str, verb: &str, state: &Path) -> Result<Vec<Value>, Kit
         what: format!("answer `ledger {verb}`"),
         log: process.stderr(),
     })
+}
+
+/// `potluckd ledger settle` with `flags` (the renter, the amount and the reference among them), told to the
+/// provider whose state is in `state`: its exit code, and its answer or its error.
+///
+/// # Errors
+/// When it does not start, prints no JSON, or does not end in time.
+pub async fn settle(state: &Path, flags: &[&str]) -> Result<(Option<i32>, Value), KitError> {
+    let mut command = Command::new(program("potluckd")?);
+    command.args(["ledger", "settle", "--json"]).args(flags).arg("--state-dir").arg(state);
+    let mut process = Process::start("potluckd", command, &state.with_extension("settle-stderr"))?;
+    let answer = process.next_event(READ).await?.unwrap_or_default();
+    Ok((process.exit(READ).await?.code(), answer))
 }
 
 /// What the ledger in `state` says in sum: positive when others owe its owner. Nano-credits.

@@ -22,7 +22,7 @@ const LISTEN: Duration = Duration::from_secs(20);
 /// How long a provider may take to have its model in memory.
 const WARM: Duration = Duration::from_secs(60);
 /// Any free UDP port of this machine.
-const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+pub const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
 /// A running provider.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub struct Provider {
     pub peer: String,
     /// Its state folder.
     pub state: PathBuf,
+    /// Where it is reached.
+    pub address: String,
     /// What it said when it was ready.
     pub ready: Value,
 }
@@ -100,12 +102,14 @@ impl Network {
         let mut command = self.provider_command(&state, MODEL, price)?;
         command.args(flags).arg("--json");
         let mut process = Process::start("potluckd", command, &log_of(&state))?;
+        let listening = process.event("listening", LISTEN).await?;
+        let address = text_at(&listening["addresses"], 0);
         let ready = process.event("ready", WARM).await?;
         // Only then does the bootstrap know where it is.
         process.event("joined", WARM).await?;
         let peer = ready["peer"].as_str().unwrap_or_default().to_owned();
         let at = self.providers.len();
-        self.providers.push(Provider { process, peer, state, ready });
+        self.providers.push(Provider { process, peer, state, address, ready });
         Ok(&self.providers[at])
     }
 
@@ -114,9 +118,23 @@ impl Network {
     /// # Errors
     /// When the program was not built.
     pub fn provider_command(&self, state: &Path, model: &str, price: &str) -> Result<Command, KitError> {
+        self.provider_command_at(LOOPBACK, state, model, price)
+    }
+
+    /// As [`Self::provider_command`], listening at a given address.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn provider_command_at(
+        &self,
+        listen: &str,
+        state: &Path,
+        model: &str,
+        price: &str,
+    ) -> Result<Command, KitError> {
         let mut command = Command::new(program("potluckd")?);
         command.arg("run").arg("--state-dir").arg(state);
-        command.args(["--listen", LOOPBACK, "--bootstrap", &self.address]);
+        command.args(["--listen", listen, "--bootstrap", &self.address]);
         command.args(["--model", model, "--price", price, "--threads", "1"]);
         Ok(command)
     }

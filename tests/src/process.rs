@@ -1,7 +1,8 @@
 //! One running program: its lines, its end, and the promise that it does not outlive us.
 //!
-//! Owns: a child process with its stdout as lines and its stderr in a file. Never: waits without a
-//! bound, or ends a process that it did not start. Called by the rest of the kit. Ends on drop:
+//! Owns: a child process with its stdout as lines and its stderr in a file. Its stdout is read as it
+//! comes, whether anybody asks for it or not: a full pipe would stop the program. Never: waits without
+//! a bound, or ends a process that it did not start. Called by the rest of the kit. Ends on drop:
 //! SIGTERM, [`GRACE`], SIGKILL.
 
 use std::fs::{self, File};
@@ -12,21 +13,24 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{KitError, io_error};
 
 /// How long a program may take to stop by itself.
 pub const GRACE: Duration = Duration::from_secs(5);
+/// Lines that may wait to be asked for; a program that prints more than that waits.
+const UNREAD_LINES: usize = 65_536;
 
 /// A program that we started.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<std::io::Result<String>>,
     log: PathBuf,
 }
 
@@ -44,7 +48,7 @@ impl Process {
             what: "open its stdout".into(),
             log: String::new(),
         })?;
-        Ok(Self { name: name.to_owned(), child, lines: BufReader::new(stdout).lines(), log: log.to_owned() })
+        Ok(Self { name: name.to_owned(), child, lines: read_lines(stdout), log: log.to_owned() })
     }
 
     /// Writes `text` to its stdin and closes it; the command must have a piped stdin.
@@ -75,8 +79,8 @@ impl Process {
     /// # Errors
     /// When none comes in time.
     pub async fn line(&mut self, within: Duration) -> Result<Option<String>, KitError> {
-        match timeout(within, self.lines.next_line()).await {
-            Ok(line) => line.map_err(io_error(format!("read from {}", self.name))),
+        match timeout(within, self.lines.recv()).await {
+            Ok(line) => line.transpose().map_err(io_error(format!("read from {}", self.name))),
             Err(_) => Err(self.too_slow("print a line", within)),
         }
     }
@@ -152,6 +156,21 @@ impl Process {
         self.signal(Signal::TERM)?;
         self.exit(GRACE).await
     }
+}
+
+/// Reads `stdout` to its end, or to the first error.
+fn read_lines(stdout: ChildStdout) -> mpsc::Receiver<std::io::Result<String>> {
+    let (read, lines) = mpsc::channel(UNREAD_LINES);
+    tokio::spawn(async move {
+        let mut stdout = BufReader::new(stdout).lines();
+        while let Some(line) = stdout.next_line().await.transpose() {
+            let failed = line.is_err();
+            if read.send(line).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 impl Drop for Process {

@@ -139,6 +139,17 @@ impl Renter {
         self.finish(Process::start("potluck", command, &log_of(&self.state))?).await
     }
 
+    /// Starts `potluck ledger settle` with `flags`, the provider, the amount and the reference among them.
+    ///
+    /// # Errors
+    /// When the program does not start.
+    pub fn settle(&self, flags: &[&str]) -> Result<Process, KitError> {
+        let mut command = Command::new(program("potluck")?);
+        command.args(["ledger", "settle", "--json", "--bootstrap", &self.bootstrap]).args(flags);
+        command.arg("--state-dir").arg(&self.state).stdin(Stdio::null());
+        Process::start("potluck", command, &log_of(&self.state))
+    }
+
     /// Reads a started job to its end.
     ///
     /// # Errors

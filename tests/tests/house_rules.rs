@@ -109,7 +109,9 @@ fn the_dependencies_that_shape_the_house_have_one_door() {
     };
     for room in ROOMS {
         for name in dependencies(&manifest(room), &ALL_KINDS) {
-            if let Some(door) = door(&name) {
+            // A story plays a peer of another version, which no code of ours can be.
+            let plays_a_stranger = room == "tests" && name == "libp2p";
+            if let Some(door) = door(&name).filter(|_| !plays_a_stranger) {
                 assert_eq!(room, door, "{room} uses {name}, which is reached through {door} only");
             }
         }

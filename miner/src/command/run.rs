@@ -40,7 +40,9 @@ use crate::worker_slot::{WorkerPlan, WorkerSlot};
 
 pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
     check_cpu()?;
-    let (reporter, told) = (Reporter::new(args.json), !args.json);
+    let told = !args.json;
+    let reporter = Reporter::start(args.json)
+        .map_err(|source| CommandError::System { doing: "start the reports", source })?;
     let dir = args.state.dir();
     let state = StateDir::open(&dir)?;
     let jailing = if args.unsafe_no_jail { Jailing::Off } else { Jailing::Full };
@@ -56,7 +58,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         .enable_all()
         .build()
         .map_err(|source| CommandError::System { doing: "start the runtime", source })?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let stop = shutdown::on_signals()
             .map_err(|source| CommandError::System { doing: "watch for signals", source })?;
         let protection = protection(jailing, &programs, &config).await?;
@@ -107,7 +109,9 @@ pub(super) fn run(args: RunArgs) -> Result<(), CommandError> {
         }
         reporter.stopped();
         Ok(())
-    })
+    });
+    reporter.flush();
+    outcome
 }
 
 /// The file's settings with the flags over them.

@@ -11,6 +11,7 @@ use potluck_protocol::wire::{self, PairRequest, PairResponse, Refusal};
 use super::Accounts;
 use super::account::Account;
 use super::error::BooksError;
+use crate::fault;
 use crate::net::InboundRequest;
 
 /// What is to be done once the answer has left.
@@ -25,11 +26,14 @@ pub(super) struct Then {
 impl Accounts {
     /// Answers a question of the account's peer.
     pub(super) async fn answer(&self, account: &Account, question: InboundRequest) -> Then {
+        fault::point(fault::PAIR_QUESTION_RECEIVED);
         let (response, then) = match wire::decode_bounded(&question.bytes) {
             Ok(request) => self.respond(account, request).await,
             Err(error) => (refused(RefusalCode::Malformed, error.to_string()), Then::default()),
         };
+        fault::point(fault::PAIR_ANSWER_READY);
         give(question, &response);
+        fault::point(fault::PAIR_ANSWER_SENT);
         then
     }
 

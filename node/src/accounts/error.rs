@@ -161,10 +161,11 @@ impl SyncError {
                 Fault::Local
             }
             Self::Ask(AskError::Busy { .. }) => Fault::Nobody,
+            Self::Ask(AskError::OtherVersion(version)) if !version.is_theirs() => Fault::Local,
             Self::Ask(AskError::Unreachable { .. } | AskError::TimedOut { .. }) | Self::TimedOut { .. } => {
                 Fault::Network
             }
-            Self::Ask(AskError::Unsupported { .. } | AskError::Broken { .. })
+            Self::Ask(AskError::Unsupported { .. } | AskError::Broken { .. } | AskError::OtherVersion(_))
             | Self::Frozen { .. }
             | Self::Refused { .. }
             | Self::OffScript { .. }
@@ -182,6 +183,8 @@ impl SyncError {
             Self::Ask(AskError::Unsupported { .. }) | Self::OffScript { .. } => {
                 "deal with another peer: this one runs another version, or is not honest"
             }
+            Self::Ask(AskError::OtherVersion(version)) if !version.is_theirs() => "upgrade this program",
+            Self::Ask(AskError::OtherVersion(_)) => "the peer's owner must upgrade",
             Self::Ask(AskError::Gone(_)) => "start again",
             Self::Ask(_) | Self::Refused { .. } | Self::Unequal { .. } | Self::TimedOut { .. } => {
                 "try again later: what was exchanged so far is kept"
@@ -197,6 +200,12 @@ pub enum SettleError {
     /// Nobody pays itself. Fault: the caller.
     #[error("nobody keeps an account with itself")]
     Oneself,
+    /// More accounts are in use at once than are kept in memory. Fault: this machine.
+    #[error("{limit} accounts are in use already")]
+    Full {
+        /// How many may be in use.
+        limit: usize,
+    },
     /// A payment of nothing. Fault: the caller.
     #[error("the amount of a payment is above zero")]
     NoAmount,
@@ -243,6 +252,7 @@ impl SettleError {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Oneself => "name another peer",
+            Self::Full { .. } => "try again in a moment",
             Self::NoAmount => "give the amount that was paid",
             Self::BadReference { .. } => "give a short reference, like an invoice's number",
             Self::NotOursToDeny | Self::NothingToDeny { .. } => "look at what waits in the ledger",

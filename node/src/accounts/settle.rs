@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use potluck_protocol::balance::{CancelReason, PairId, Settle};
@@ -37,6 +37,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Times that all wishes about one peer are gone through in one go: one that is decided frees the step for
 /// the next.
 const PASSES: u32 = 8;
+/// Steps, newest first, that are looked at for a payment that was agreed before.
+const AGREED_LOOKED_AT: usize = 1_024;
 /// Decided settlements remembered until whoever asked for them has looked.
 const REMEMBERED: usize = 64;
 
@@ -163,6 +165,10 @@ impl Accounts {
     /// When it is not even noted; see [`SettleError`]. That the peer cannot be met is no error.
     pub async fn settle(&self, wish: SettleWish) -> Result<SettleOutcome, SettleError> {
         let account = self.check_wish(&wish)?;
+        if !wish.deny && self.books(&account).await.was_agreed(&wish.payment(self.me()))? {
+            self.inner.wishes.change(|wishes| wishes.done(&wish))?;
+            return Ok(SettleOutcome::Agreed);
+        }
         self.inner.outcomes.take(&wish);
         self.inner.wishes.change(|wishes| wishes.add(wish.clone(), self.me()))??;
         if !account.state().synced
@@ -177,11 +183,11 @@ impl Accounts {
         let carried = timeout_at(deadline, self.carry_out(&account, &wish)).await;
         match carried {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.how_far(&wish)),
+            Err(_) => Ok(self.how_far(&account, &wish).await?),
         }
     }
 
-    fn check_wish(&self, wish: &SettleWish) -> Result<std::sync::Arc<Account>, SettleError> {
+    fn check_wish(&self, wish: &SettleWish) -> Result<Arc<Account>, SettleError> {
         let (peer, len) = (wish.peer, wish.reference.len());
         if wish.amount == NanoCredit::ZERO {
             return Err(SettleError::NoAmount);
@@ -193,7 +199,7 @@ impl Accounts {
             return Err(SettleError::NotOursToDeny);
         }
         let account = self.account(peer).map_err(|error| match error {
-            SyncError::Books(error) => SettleError::Books(error),
+            SyncError::Full { limit } => SettleError::Full { limit },
             _ => SettleError::Oneself,
         })?;
         let book = self.book(&account)?;
@@ -227,13 +233,28 @@ impl Accounts {
         }
     }
 
-    /// How far a wish is that is not decided.
-    fn how_far(&self, wish: &SettleWish) -> SettleOutcome {
-        let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
-        match held.iter().find(|held| held.wish == *wish) {
-            Some(held) if held.step.is_some() => SettleOutcome::Proposed,
-            _ => SettleOutcome::Noted { why: "another balance waits for an answer first".to_owned() },
+    /// How far a wish is when the time is over: our answer to the peer's proposal is good once it is durable,
+    /// also while the peer cannot be told.
+    async fn how_far(&self, account: &Account, wish: &SettleWish) -> Result<SettleOutcome, BooksError> {
+        if let Some(outcome) = self.inner.outcomes.take(wish) {
+            return Ok(outcome);
         }
+        let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
+        let step = held.iter().find(|held| held.wish == *wish).and_then(|held| held.step);
+        let Some(step) = step else {
+            let why = if account.state().synced {
+                "another balance waits for an answer first"
+            } else {
+                "the two ledgers must be compared first"
+            };
+            return Ok(SettleOutcome::Noted { why: why.to_owned() });
+        };
+        Ok(match self.books(account).await.fate(&wish.payment(self.me()), step)? {
+            Fate::Agreed => SettleOutcome::Agreed,
+            Fate::Denied => SettleOutcome::Denied,
+            Fate::Refused(reason) => SettleOutcome::Refused { reason },
+            Fate::Waits | Fate::Void => SettleOutcome::Proposed,
+        })
     }
 
     /// Goes on with the balance: proposes one that is due, and then every wish. The turn is held.
@@ -282,17 +303,6 @@ fn is_proposed(book: &PairBook, peer: PeerId, payment: &Settle) -> bool {
     state.body().by == peer && state.body().settle.as_ref() == Some(payment)
 }
 
-/// The payment that the last agreed balance took in.
-fn last_payment(book: &PairBook) -> Option<Settle> {
-    let head = book.head();
-    book.statements().into_iter().find_map(|statement| match statement {
-        Statement::State(state) if (state.body.epoch, state.body.n) == (head.epoch, head.n) => {
-            state.body.settle
-        }
-        _ => None,
-    })
-}
-
 impl Books<'_> {
     async fn next_move(&self, wish: &SettleWish) -> Result<Move, BooksError> {
         let (peer, payment, wishes) = (self.peer(), wish.payment(self.me()), &self.accounts.inner.wishes);
@@ -310,16 +320,32 @@ impl Books<'_> {
             }
         }
         let book = self.book()?;
-        if !wish.deny && last_payment(&book).as_ref() == Some(&payment) {
+        if !wish.deny && self.was_agreed(&payment)? {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
-        let said = match is_proposed(&book, peer, &payment) {
-            true => self.judge_open().await?,
+        let said = if is_proposed(&book, peer, &payment) {
+            self.judge_open().await?
+        } else if wish.deny {
             // What was to be denied stands no more.
-            false if wish.deny => return Ok(Move::Done(SettleOutcome::Denied)),
-            false => self.propose(Some(payment)).await?,
+            return Ok(Move::Done(SettleOutcome::Denied));
+        } else {
+            self.propose(Some(payment)).await?
         };
         Ok(said.map_or(Move::Wait, Move::Say))
+    }
+
+    /// Did an agreed balance take this payment in? Looks through the newest: the owner speaks seldom, and a
+    /// payment must not count twice. How far it looks is bounded, for a peer may jump to any epoch.
+    fn was_agreed(&self, payment: &Settle) -> Result<bool, BooksError> {
+        let head = self.book()?.head();
+        let epochs = || (0..=head.epoch).rev();
+        let steps = (1..=head.n).rev().flat_map(|n| epochs().map(move |epoch| Step { epoch, n }));
+        for step in steps.take(AGREED_LOOKED_AT) {
+            if self.fate(payment, step)? == Fate::Agreed {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn fate(&self, payment: &Settle, step: Step) -> Result<Fate, BooksError> {

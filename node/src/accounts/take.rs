@@ -20,7 +20,8 @@ use potluck_protocol::statement::{Place, Statement};
 use super::books::Books;
 use super::error::BooksError;
 use super::shown::Shown;
-use crate::ledger::{AppendError, Kept, Record};
+use crate::fault;
+use crate::ledger::{AppendError, Kept};
 
 /// Balance steps and epochs of the peer that one page may bring. An honest page has seven at most.
 const STEPS_IN_PAGE: u32 = 8;
@@ -163,13 +164,17 @@ impl Page<'_> {
         let Some(receipt) = self.receipt_for(&voucher)? else {
             return self.books.witness(statement).await;
         };
-        let receipt = Statement::from(self.books.accounts.inner.key.sign(receipt)?.into_signed());
-        let both = vec![Record::from(statement.clone()), Record::from(receipt.clone())];
-        match self.books.ledger().append(both).await {
-            Ok(()) => self.taken.answers.push(receipt),
-            Err(AppendError::SlotTaken { .. } | AppendError::Retired { .. }) => {
-                self.books.witness(statement).await?;
+        let receipt = self.books.accounts.inner.key.sign(receipt)?;
+        fault::point(fault::LATE_RECEIPT_SIGNED);
+        let answer = Statement::from(receipt.signed().clone());
+        match self.books.ledger().append_verified(vec![voucher.into(), receipt.into()]).await {
+            Ok(()) => {
+                fault::point(fault::LATE_RECEIPT_KEPT);
+                self.taken.answers.push(answer);
             }
+            // A job of ours has taken another one in the meantime.
+            Err(AppendError::SlotTaken { .. }) => self.books.witness(statement).await?,
+            Err(AppendError::Retired { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -214,8 +219,9 @@ impl Page<'_> {
         if body.epoch != book.epoch() && !self.shown.countersigned.contains(&digest) {
             return self.books.witness(statement).await;
         }
-        // A state that does not follow what we have: somebody is behind.
-        if body.n > book.used().saturating_add(1) || body.previous != book.head().digest {
+        // A new state that does not follow what we have: somebody is behind.
+        let follows = body.n <= book.used().saturating_add(1) && body.previous == book.head().digest;
+        if body.n > book.head().n && !follows {
             self.books.account.parted();
         }
         self.pending.push(statement);
@@ -230,7 +236,9 @@ impl Page<'_> {
             return Ok(());
         }
         let statements = std::mem::take(&mut self.pending);
+        fault::point(fault::PAIR_PAGE_JUDGED);
         let kept = self.books.ledger().keep_each(statements.clone()).await?;
+        fault::point(fault::PAIR_PAGE_KEPT);
         for (statement, kept) in statements.into_iter().zip(kept) {
             let ours = statement.signer() == self.books.me();
             match kept {

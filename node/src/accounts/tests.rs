@@ -202,12 +202,6 @@ impl Side {
 
 /// Brings a provider and a renter up that know where to find each other.
 async fn meet(provider: &Home, renter: &Home) -> (Side, Side) {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(std::env::var("ACC_LOG").unwrap_or_default())
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .try_init();
-    eprintln!("provider {} renter {}", provider.key().peer(), renter.key().peer());
     let provider = provider.open(Role::Provider, &[]).await;
     let renter = renter.open(Role::Renter, &provider.network.listeners().await).await;
     (provider, renter)

@@ -51,11 +51,13 @@ pub(super) enum Table {
     Times = b't',
     /// The keys of lanes that nobody ended, to nothing.
     Open = b'o',
+    /// The keys of lanes that no agreed balance has taken in, to nothing.
+    Current = b'c',
     /// A peer to its [`Account`].
     Accounts = b'a',
     /// A peer to the statements of its book.
     Books = b'b',
-    /// The digest of a balance that nobody answered to by name, to that balance.
+    /// The digest of a balance that is not agreed, to that balance.
     States = b'n',
     /// The digest of a quote to [`super::apply::Quoted`].
     Quotes = b'q',
@@ -191,7 +193,7 @@ impl Index {
 
     fn adds_up(&self) -> Result<bool, ReadError> {
         let accounts: BTreeMap<_, _> = self.accounts()?.into_iter().collect();
-        let (mut parts, mut lanes, mut open) = (BTreeMap::<PeerId, Part>::new(), 0, 0);
+        let (mut parts, mut lanes, mut open, mut current) = (BTreeMap::<PeerId, Part>::new(), 0, 0, 0);
         self.each_lane(|lane| {
             let peer = lane.peer(self.me);
             let floor = accounts.get(&peer).map(|account| account.floor).unwrap_or_default();
@@ -199,15 +201,17 @@ impl Index {
             *part = part.and(lane.part(self.me, floor));
             lanes += 1;
             open += u64::from(!lane.has_ended());
+            current += u64::from(lane.opened() >= floor);
             Ok::<_, ReadError>(())
         })?;
         let agree = parts.keys().all(|peer| accounts.contains_key(peer))
             && accounts.iter().all(|(peer, it)| it.part == parts.get(peer).copied().unwrap_or_default());
-        Ok(agree && self.count(Table::Times)? == lanes && self.count(Table::Open)? == open)
+        let counts = [(Table::Times, lanes), (Table::Open, open), (Table::Current, current)];
+        counts.into_iter().try_fold(agree, |agree, (table, count)| Ok(agree && self.count(table)? == count))
     }
 
     fn keeps_books(&self) -> Result<bool, ReadError> {
-        let mut unanswered = 0;
+        let mut proposed = 0;
         for (peer, account) in self.accounts()? {
             let statements = self.statements(peer)?;
             let Some(book) = super::account::book_of(self.me, peer, &statements) else { return Ok(false) };
@@ -217,9 +221,9 @@ impl Index {
             {
                 return Ok(false);
             }
-            unanswered += u64::from(account.unanswered);
+            proposed += u64::from(account.proposed);
         }
-        Ok(self.count(Table::States)? == unanswered)
+        Ok(self.count(Table::States)? == proposed)
     }
 
     /// What a test breaks.

@@ -21,7 +21,6 @@ mod checkpoint;
 mod compact;
 mod disk;
 mod error;
-pub mod fault;
 mod frame;
 mod index;
 mod journal;
@@ -72,6 +71,8 @@ use journal::Found;
 use seal::Sealer;
 use writer::{Request, Writer};
 
+use crate::fault;
+
 /// Batches that may wait for the writer; beyond it `append` waits before it queues.
 const QUEUE: usize = 256;
 
@@ -108,7 +109,7 @@ struct Shared {
     thread: Option<JoinHandle<()>>,
     /// Hears of full segments, until somebody tends the ledger.
     rolled: Mutex<Option<Receiver<()>>>,
-    /// Held by who compacts.
+    /// Held by who compacts, and by who checks.
     compacting: Mutex<()>,
     /// Held by who reads the journal's files, and against them by who deletes some.
     files: RwLock<()>,
@@ -178,6 +179,7 @@ impl Ledger {
         };
         let journal = found.into_journal(end, wall_now())?;
         let horizon = horizon.max(loaded.index.horizon());
+        loaded.index.set_horizon(horizon)?;
         let failed = Arc::new(AtomicBool::new(false));
         let (roll, rolled) = sync_channel(1);
         let (inbox, requests) = mpsc::channel(QUEUE);
@@ -225,7 +227,8 @@ impl Ledger {
     /// # Errors
     /// The first thing found wrong.
     pub fn check(&self) -> Result<Checkup, LedgerError> {
-        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
+        // Compaction moves slots, one by one.
+        let _alone = self.shared.compacting.lock().unwrap_or_else(PoisonError::into_inner);
         let found = Found::survey(self.shared.disk.clone(), self.shared.me)?;
         check::check(&found, &self.shared.index)
     }

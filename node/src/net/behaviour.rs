@@ -11,6 +11,7 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{StreamProtocol, Swarm, SwarmBuilder, connection_limits, identify, noise, ping, tcp, yamux};
 use potluck_protocol::id::PeerId;
+use potluck_protocol::version::NETWORK_NAME;
 
 use super::directory::Directory;
 use super::error::StartError;
@@ -24,8 +25,6 @@ use super::question::{QuestionCodec, Topic};
 
 /// The directory's protocol.
 pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/potluck/kad/1");
-/// What `identify` calls the network.
-const NETWORK_NAME: &str = "/potluck/1";
 /// What `identify` calls this program.
 const AGENT: &str = concat!("potluck/", env!("CARGO_PKG_VERSION"));
 

@@ -5,15 +5,16 @@
 
 use std::time::Duration;
 
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, StreamProtocol};
 use potluck_protocol::id::PeerId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Joined;
 use super::directory::DhtKey;
-use super::error::{AskError, FindError, JoinError, OpenError, ProvideError, Stage};
+use super::error::{AskError, FindError, JoinError, OpenError, OtherVersion, ProvideError, Stage};
 use super::framing::JobStream;
+use super::jobs;
 use super::question::Topic;
 use super::snapshot::NetSnapshot;
 
@@ -81,6 +82,8 @@ pub(super) enum Failure {
     TimedOut(Stage),
     Busy,
     Unsupported,
+    /// It speaks this one only.
+    OtherVersion(u16),
     Broken(String),
     TooMany(usize),
 }
@@ -95,6 +98,7 @@ impl Errand {
                     Failure::Unreachable(problem) => AskError::Unreachable { peer, problem },
                     Failure::TimedOut(stage) => AskError::TimedOut { peer, within, stage },
                     Failure::Busy => AskError::Busy { peer },
+                    Failure::OtherVersion(theirs) => OtherVersion::of(peer, theirs).into(),
                     Failure::Unsupported => AskError::Unsupported { peer },
                     Failure::Broken(problem) => AskError::Broken { peer, problem },
                     Failure::TooMany(limit) => AskError::TooMany { limit },
@@ -105,12 +109,21 @@ impl Errand {
                     Failure::Unreachable(problem) => OpenError::Unreachable { peer, problem },
                     Failure::TimedOut(stage) => OpenError::TimedOut { peer, within, stage },
                     Failure::Unsupported => OpenError::Unsupported { peer },
+                    Failure::OtherVersion(theirs) => OtherVersion::of(peer, theirs).into(),
                     Failure::Broken(problem) => OpenError::Broken { peer, problem },
                     Failure::TooMany(limit) => OpenError::TooMany { limit },
                     // A stream is refused by closing it, which its reader sees.
                     Failure::Busy => OpenError::Broken { peer, problem: "it is busy".to_owned() },
                 }));
             }
+        }
+    }
+
+    /// The name of the protocol that it needs.
+    pub(super) fn protocol(&self) -> StreamProtocol {
+        match &self.task {
+            Task::Ask { topic, .. } => topic.protocol(),
+            Task::Open { .. } => jobs::PROTOCOL,
         }
     }
 

@@ -6,6 +6,7 @@
 //! ```text
 //!   wanted --connected?--yes------------------------------> underway --> answered
 //!     '--no--> dialing --fails--> locating --found--> dialing --fails--> unreachable
+//!   underway --not spoken there--> puzzled --the peer says what it speaks--> other version, or unsupported
 //! ```
 //!
 //! At every point the errand's own deadline ends it.
@@ -16,6 +17,7 @@ use libp2p::request_response::{OutboundFailure, OutboundRequestId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, Swarm};
 use libp2p::{Multiaddr, PeerId, Stream};
+use potluck_protocol::version::Skew;
 use tokio::time::Instant;
 
 use super::behaviour::{Behaviour, to_libp2p};
@@ -43,18 +45,30 @@ pub(super) struct Errands {
     wanted: HashMap<PeerId, Wanted>,
     asked: HashMap<(Topic, OutboundRequestId), Errand>,
     opening: HashMap<OpenId, Errand>,
+    /// Their peers speak nothing of the kind, and have not said yet what they speak instead.
+    puzzled: Vec<Errand>,
+    /// What connected and identified peers speak instead of ours.
+    skews: HashMap<potluck_protocol::id::PeerId, Skew>,
     next_open: u64,
 }
 
 impl Errands {
     /// At most `limit` errands at once.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, wanted: HashMap::new(), asked: HashMap::new(), opening: HashMap::new(), next_open: 0 }
+        Self {
+            limit,
+            wanted: HashMap::new(),
+            asked: HashMap::new(),
+            opening: HashMap::new(),
+            puzzled: Vec::new(),
+            skews: HashMap::new(),
+            next_open: 0,
+        }
     }
 
     fn len(&self) -> usize {
         let waiting: usize = self.wanted.values().map(|wanted| wanted.errands.len()).sum();
-        waiting + self.asked.len() + self.opening.len()
+        waiting + self.asked.len() + self.opening.len() + self.puzzled.len()
     }
 
     /// Takes up an errand; whether there was room for it.
@@ -182,8 +196,30 @@ impl Errands {
     /// The last connection to `peer` closed: streams that were being opened go with it. Questions
     /// hear of it from their own protocol.
     pub(super) fn disconnected(&mut self, peer: potluck_protocol::id::PeerId) {
-        for (_, errand) in self.opening.extract_if(|_, errand| errand.peer == peer) {
+        self.skews.remove(&peer);
+        let opening = self.opening.extract_if(|_, errand| errand.peer == peer).map(|(_, errand)| errand);
+        for errand in opening.chain(self.puzzled.extract_if(.., |errand| errand.peer == peer)) {
             errand.fail(Failure::Broken("the connection closed".to_owned()));
+        }
+    }
+
+    /// A connected peer said what it speaks, or will not say.
+    pub(super) fn identified(&mut self, peer: potluck_protocol::id::PeerId, skew: Skew) {
+        self.skews.insert(peer, skew);
+        for errand in self.puzzled.extract_if(.., |errand| errand.peer == peer) {
+            let failure = not_spoken(skew, &errand);
+            errand.fail(failure);
+        }
+    }
+
+    /// The peer does not speak what the errand needs.
+    fn unsupported(&mut self, errand: Errand) {
+        match self.skews.get(&errand.peer) {
+            Some(skew) => {
+                let failure = not_spoken(*skew, &errand);
+                errand.fail(failure);
+            }
+            None => self.puzzled.push(errand),
         }
     }
 
@@ -202,13 +238,14 @@ impl Errands {
     /// No answer will come.
     pub(super) fn ask_failed(&mut self, topic: Topic, id: OutboundRequestId, failure: OutboundFailure) {
         let Some(errand) = self.asked.remove(&(topic, id)) else { return };
-        errand.fail(match failure {
-            OutboundFailure::UnsupportedProtocols => Failure::Unsupported,
+        let failure = match failure {
+            OutboundFailure::UnsupportedProtocols => return self.unsupported(errand),
             OutboundFailure::Timeout => Failure::TimedOut(Stage::Waiting),
             OutboundFailure::DialFailure => Failure::Unreachable("the dial failed".to_owned()),
             OutboundFailure::ConnectionClosed => Failure::Broken("the connection closed".to_owned()),
             OutboundFailure::Io(error) => Failure::Broken(error.to_string()),
-        });
+        };
+        errand.fail(failure);
     }
 
     /// A stream is open; whether anybody still waited for it.
@@ -223,18 +260,17 @@ impl Errands {
 
     /// A stream did not open.
     pub(super) fn open_failed(&mut self, id: OpenId, refusal: Refusal) {
-        if let Some(errand) = self.opening.remove(&id) {
-            errand.fail(match refusal {
-                Refusal::Unsupported => Failure::Unsupported,
-                Refusal::Broken(problem) => Failure::Broken(problem),
-            });
+        let Some(errand) = self.opening.remove(&id) else { return };
+        match refusal {
+            Refusal::Unsupported => self.unsupported(errand),
+            Refusal::Broken(problem) => errand.fail(Failure::Broken(problem)),
         }
     }
 
     /// When [`Self::sweep`] has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let waiting = self.wanted.values().flat_map(|wanted| &wanted.errands);
-        let errands = waiting.chain(self.asked.values()).chain(self.opening.values());
+        let errands = waiting.chain(self.asked.values()).chain(self.opening.values()).chain(&self.puzzled);
         errands.map(|errand| errand.patience.deadline).min()
     }
 
@@ -252,6 +288,9 @@ impl Errands {
         ended.extend(asked.map(|errand| (Stage::Waiting, errand)));
         let opening = self.opening.extract_if(|_, errand| over(errand)).map(|(_, errand)| errand);
         ended.extend(opening.map(|errand| (Stage::Waiting, errand)));
+        for errand in self.puzzled.extract_if(.., |errand| over(errand)) {
+            errand.fail(Failure::Unsupported);
+        }
         let mut timed_out = 0;
         for (stage, errand) in ended {
             timed_out += u64::from(!errand.is_abandoned());
@@ -259,6 +298,11 @@ impl Errands {
         }
         timed_out
     }
+}
+
+/// Why an errand cannot be done at a peer that speaks no protocol of ours for it.
+fn not_spoken(skew: Skew, errand: &Errand) -> Failure {
+    skew.instead_of(errand.protocol().as_ref()).map_or(Failure::Unsupported, Failure::OtherVersion)
 }
 
 /// A failed dial, for people.

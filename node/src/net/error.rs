@@ -11,6 +11,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::limits::MAX_FRAME_BYTES;
+use potluck_protocol::version::WireVersion;
 use thiserror::Error;
 
 /// The task that owns the network has ended: after shutdown, or by a fault of ours.
@@ -182,6 +183,33 @@ impl fmt::Display for Stage {
     }
 }
 
+/// A peer speaks only another version of what was wanted. Nothing was sent. Fault: whoever is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "{peer} speaks version {theirs} of Potluck, this program version {ours}: {}",
+    if self.is_theirs() { "it must be upgraded" } else { "this program must be upgraded" }
+)]
+pub struct OtherVersion {
+    /// Who.
+    pub peer: PeerId,
+    /// The newest version that it speaks.
+    pub theirs: u16,
+    /// The newest version that we speak.
+    pub ours: u16,
+}
+
+impl OtherVersion {
+    pub(super) fn of(peer: PeerId, theirs: u16) -> Self {
+        Self { peer, theirs, ours: WireVersion::NEWEST.number() }
+    }
+
+    /// Is it the peer who is behind?
+    #[must_use]
+    pub fn is_theirs(&self) -> bool {
+        self.theirs < self.ours
+    }
+}
+
 /// Why a question got no answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AskError {
@@ -215,6 +243,9 @@ pub enum AskError {
         /// Who was asked.
         peer: PeerId,
     },
+    /// The peer speaks another version.
+    #[error(transparent)]
+    OtherVersion(#[from] OtherVersion),
     /// The connection broke, or the answer broke the framing. Fault: theirs.
     #[error("the answer of {peer} broke off: {problem}")]
     Broken {
@@ -267,6 +298,9 @@ pub enum OpenError {
         /// Who was called.
         peer: PeerId,
     },
+    /// The peer speaks another version.
+    #[error(transparent)]
+    OtherVersion(#[from] OtherVersion),
     /// The connection broke while the stream was opened. Fault: theirs, or nobody's.
     #[error("the stream to {peer} broke off: {problem}")]
     Broken {

@@ -72,6 +72,8 @@ pub(super) struct EventLoop {
     pub(super) identified: HashMap<PeerId, Vec<Multiaddr>>,
     /// Connected and identified peers that serve the directory.
     pub(super) directory_peers: HashSet<PeerId>,
+    /// Other versions that peers were found to speak.
+    pub(super) versions_met: HashSet<u16>,
     pub(super) anchors: Anchors,
     pub(super) discovery: Discovery,
     pub(super) errands: Errands,
@@ -86,6 +88,7 @@ impl EventLoop {
             connections: HashMap::new(),
             identified: HashMap::new(),
             directory_peers: HashSet::new(),
+            versions_met: HashSet::new(),
             anchors: Anchors::new(std::mem::take(&mut parts.bootstrap)),
             discovery: Discovery::new(parts.local),
             errands: Errands::new(parts.limits.pending_outbound),

@@ -105,6 +105,8 @@ pub(super) const PROVIDED_KEYS: usize = 128;
 pub(super) const PENDING_PER_PEER: usize = 64;
 /// External addresses that we find out by ourselves.
 pub(super) const LEARNED_EXTERNAL: usize = 8;
+/// Other versions of Potluck whose first speaker is told of: a stranger must not fill the log.
+pub(super) const VERSIONS_TOLD: usize = 8;
 /// Peers whose addresses are remembered outside the routing table.
 pub(super) const REMEMBERED_PEERS: usize = 1_024;
 /// Streams that a peer may have open on one connection.

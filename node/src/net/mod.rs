@@ -53,7 +53,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use directory::DhtKey;
 pub use error::{
-    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, ProvideError, Stage,
+    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, OtherVersion, ProvideError, Stage,
     StartError, Tried,
 };
 pub use framing::{FrameReader, FrameWriter, JobStream};

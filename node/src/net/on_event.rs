@@ -8,16 +8,18 @@ use libp2p::kad::store::RecordStore as _;
 use libp2p::request_response::{Event as QuestionEvent, Message};
 use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, connection_limits, identify, ping};
+use potluck_protocol::version::Skew;
 use tokio::time::Instant;
 
 use super::addresses::{believed, peer_in, reach_of};
 use super::behaviour::{BehaviourEvent, KAD_PROTOCOL, from_libp2p};
 use super::discovery::{Discovery, News};
 use super::errands::{describe, root_cause};
+use super::error::OtherVersion;
 use super::event_loop::{Connection, EventLoop, noise};
 use super::framing::JobStream;
 use super::jobs;
-use super::limits::LEARNED_EXTERNAL;
+use super::limits::{LEARNED_EXTERNAL, Role, VERSIONS_TOLD};
 use super::question::{Answer, Topic};
 
 impl EventLoop {
@@ -131,12 +133,16 @@ impl EventLoop {
             identify::Event::Error { peer_id, error, .. } => {
                 self.counters.identify_failed += 1;
                 tracing::debug!(peer = %peer_id, %error, "not identified");
+                if let Some(peer) = from_libp2p(&peer_id) {
+                    self.errands.identified(peer, Skew::default());
+                }
             }
             identify::Event::Sent { .. } | identify::Event::Pushed { .. } => {}
         }
     }
 
     fn on_identified(&mut self, id: ConnectionId, peer: PeerId, info: identify::Info) {
+        self.compare_versions(&peer, &info);
         let Some(connection) = self.connections.get(&id) else { return };
         let reach = connection.reach;
         // An address that we dialed with success is as good as any that the peer names.
@@ -162,6 +168,22 @@ impl EventLoop {
         if serves && self.directory_peers.insert(peer) {
             self.on_directory_peer(peer);
         }
+    }
+
+    /// Notes what `peer` speaks instead of our versions. Whoever serves says once for each version who
+    /// must upgrade; a renter hears it when what it wants comes to nothing.
+    fn compare_versions(&mut self, peer: &PeerId, info: &identify::Info) {
+        let names = info.protocols.iter().map(AsRef::as_ref).chain([info.protocol_version.as_str()]);
+        let skew = Skew::of(names);
+        let Some(peer) = from_libp2p(peer) else { return };
+        if let Some(theirs) = skew.any() {
+            self.counters.other_versions += 1;
+            let is_news = self.versions_met.len() < VERSIONS_TOLD && self.versions_met.insert(theirs);
+            if is_news && self.parts.role != Role::Renter {
+                tracing::warn!("{}", OtherVersion::of(peer, theirs));
+            }
+        }
+        self.errands.identified(peer, skew);
     }
 
     /// Somebody who serves the directory is there.

@@ -24,6 +24,8 @@ pub struct NetCounters {
     pub foreign_keys: u64,
     /// Peers that could not be identified.
     pub identify_failed: u64,
+    /// Peers that speak another version of Potluck.
+    pub other_versions: u64,
     /// Addresses that peers named and we do not believe.
     pub addresses_refused: u64,
     /// Questions refused because too many wait for an answer.

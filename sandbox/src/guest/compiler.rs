@@ -5,7 +5,6 @@
 //! by `potluckd`.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,11 +13,11 @@ use potluck_protocol::limits::MAX_COMPONENT_BYTES;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::channel::GuestChannel;
 use super::order::{GuestEventOrder, GuestOrderError};
-use super::wire::{Blob, CHUNK_BYTES, CompileRefusal, GuestCommand, GuestEvent};
+use super::wire::{Blob, CHUNK_BYTES, CompileRefusal, GuestCommand, GuestDialect, GuestEvent};
 use crate::exit::{Death, WorkerExit};
 use crate::ipc::IpcError;
+use crate::ipc::channel::Channel;
 use crate::jail::{Jail, JailPlan};
 use crate::supervisor::process::{ProcessSpec, WorkerProcess};
 
@@ -170,7 +169,7 @@ pub struct Compiled {
 
 struct Job {
     process: WorkerProcess,
-    channel: GuestChannel,
+    channel: Channel<GuestDialect>,
     order: GuestEventOrder,
 }
 
@@ -178,17 +177,14 @@ impl Job {
     fn spawn(compiler: &Compiler, plan: &JailPlan) -> Result<Self, CompileError> {
         let failed = |source| CompileError::Spawn { program: compiler.program.clone(), source };
         let jail = if compiler.jailed { Jail::Jailed(Box::new(plan.clone())) } else { Jail::Unsafe };
-        let (ours, socket) = UnixStream::pair().map_err(failed)?;
-        let channel = GuestChannel::new(ours).map_err(failed)?;
         let spec = ProcessSpec {
             program: &compiler.program,
             jail: &jail,
-            socket,
             input: Stdio::null(),
             environment: &[],
             max_log_bytes: MAX_WORKER_LOG_BYTES,
         };
-        let process = WorkerProcess::start(spec).map_err(failed)?;
+        let (process, channel) = WorkerProcess::start(spec).map_err(failed)?;
         Ok(Self { process, channel, order: GuestEventOrder::compiling() })
     }
 

@@ -14,10 +14,9 @@ use wasmtime::Engine;
 use super::order::GuestCommandOrder;
 use super::wire::{self, GUEST_IPC_VERSION, GuestCommand, GuestEvent};
 use super::{compile, run, runtime};
-use crate::cpu::check_cpu;
 use crate::exit::WorkerExit;
-use crate::jail::{self, EnterError, Guard, Profile};
-use crate::worker::{descriptors, log};
+use crate::jail::{Guard, Profile};
+use crate::worker::{begin, log};
 
 /// What a person who starts the program reads.
 const USAGE: &str = "potluck-wasm-worker is started by potluckd and by nothing else: its standard input is the \
@@ -26,24 +25,10 @@ const USAGE: &str = "potluck-wasm-worker is started by potluckd and by nothing e
 /// Runs the worker to its end; the answer is the process's exit code.
 #[must_use]
 pub fn main() -> WorkerExit {
-    if let Err(error) = check_cpu() {
-        log(&error.to_string());
-        return WorkerExit::Cpu;
-    }
-    let guard = match jail::start(|profile| matches!(profile, Profile::Wasm | Profile::Compile)) {
-        Ok(guard) => guard,
-        Err(EnterError::Jail(error)) => {
-            log(&error.to_string());
-            return WorkerExit::Jail;
-        }
-        Err(EnterError::Usage { .. }) => {
-            log(USAGE);
-            return WorkerExit::Usage;
-        }
-    };
-    let Some((socket, artefact)) = descriptors() else {
-        log(USAGE);
-        return WorkerExit::Usage;
+    let profiles = |profile| matches!(profile, Profile::Wasm | Profile::Compile);
+    let (guard, socket, artefact) = match begin(USAGE, profiles) {
+        Ok(begun) => begun,
+        Err(exit) => return exit,
     };
     match runtime::engine() {
         Ok(engine) => greet(socket, artefact, guard, &engine),

@@ -11,7 +11,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,13 +19,13 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cache::Artefact;
-use super::channel::GuestChannel;
 use super::compiler::{MAX_WORKER_LOG_BYTES, is_guests_death};
 use super::limits::GuestLimits;
 use super::order::{GuestEventOrder, GuestOrderError};
-use super::wire::{GuestCommand, GuestError, GuestEvent, GuestStart, GuestUsage};
+use super::wire::{GuestCommand, GuestDialect, GuestError, GuestEvent, GuestStart, GuestUsage};
 use crate::exit::Death;
 use crate::ipc::IpcError;
+use crate::ipc::channel::Channel;
 use crate::jail::Jail;
 use crate::supervisor::process::{ProcessSpec, WorkerProcess};
 use crate::tensor::{ModelCallError, ModelReply, ModelRequest};
@@ -150,7 +149,7 @@ pub enum GuestStep {
 #[derive(Debug)]
 pub struct Guest {
     process: WorkerProcess,
-    channel: GuestChannel,
+    channel: Channel<GuestDialect>,
     order: GuestEventOrder,
     clock: ComputeClock,
     limits: GuestLimits,
@@ -181,12 +180,9 @@ impl Guest {
     fn spawn(spec: GuestSpec) -> Result<Self, GuestRunError> {
         let GuestSpec { program, artefact, limits, jail } = spec;
         let failed = |source| GuestRunError::Spawn { program: program.clone(), source };
-        let (ours, socket) = UnixStream::pair().map_err(failed)?;
-        let channel = GuestChannel::new(ours).map_err(failed)?;
-        let process = WorkerProcess::start(ProcessSpec {
+        let (process, channel) = WorkerProcess::start(ProcessSpec {
             program: &program,
             jail: &jail,
-            socket,
             input: Stdio::from(OwnedFd::from(artefact.into_file())),
             environment: &[],
             max_log_bytes: MAX_WORKER_LOG_BYTES,

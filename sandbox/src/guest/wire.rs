@@ -2,14 +2,14 @@
 //!
 //! Owns: the messages, their bounds and their frames. Never: decides when a message may come (that
 //! is [`super::order`]), and never allocates by a length that was not checked. Called by the workers
-//! (the blocking halves below) and by the daemon's side (through [`super::channel`]).
+//! (the blocking halves below) and by the daemon's side (through [`crate::ipc::channel`]).
 //!
 //! Frames are those of [`crate::ipc`]: a u32 length, little endian, and that many bytes of canonical
 //! postcard, at most [`MAX_GUEST_FRAME_BYTES`]. The two programs come from one build, so there is one
 //! version and no negotiation; [`GuestEvent::Hello`] proves it.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{Read, Write};
 
 use potluck_protocol::id::ContentHash;
 use potluck_protocol::limits::{
@@ -23,6 +23,8 @@ use thiserror::Error;
 
 use super::limits::GuestLimits;
 use crate::ipc::IpcError;
+use crate::ipc::channel::Dialect;
+use crate::ipc::frame::{frame, read_body};
 use crate::tensor::{MAX_CALL_BYTES, ModelCallError, ModelReply, ModelRequest};
 
 /// Changes with every change to the messages.
@@ -37,7 +39,6 @@ pub const MAX_ARTEFACT_BYTES: u64 = 512 << 20;
 pub const MAX_WORDS_BYTES: usize = 2048;
 /// Bytes of the log in one message.
 pub const MAX_LOG_BYTES: usize = 8 * 1024;
-pub(super) const LENGTH_BYTES: usize = 4;
 
 /// Bytes that cross as they are. Its debug form is its length: what a job takes and gives stays out
 /// of logs.
@@ -394,13 +395,7 @@ impl Bounded for GuestEvent {
 /// # Errors
 /// [`IpcError::Wire`] when it is too large.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, IpcError> {
-    let body = wire::encode_within(message, MAX_GUEST_FRAME_BYTES)?;
-    let too_long = IpcError::FrameTooLong { len: body.len(), max: MAX_GUEST_FRAME_BYTES };
-    let len = u32::try_from(body.len()).map_err(|_| too_long)?;
-    let mut frame = Vec::with_capacity(LENGTH_BYTES + body.len());
-    frame.extend_from_slice(&len.to_le_bytes());
-    frame.extend_from_slice(&body);
-    Ok(frame)
+    frame(&wire::encode_within(message, MAX_GUEST_FRAME_BYTES)?)
 }
 
 /// The message in a frame's body.
@@ -413,18 +408,6 @@ pub fn decode<T: Serialize + DeserializeOwned + Bounded>(body: &[u8]) -> Result<
     Ok(message)
 }
 
-/// The declared length of a frame's body.
-///
-/// # Errors
-/// [`IpcError::FrameTooLong`].
-pub(super) fn checked_len(head: [u8; LENGTH_BYTES]) -> Result<usize, IpcError> {
-    let len = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
-    if len > MAX_GUEST_FRAME_BYTES {
-        return Err(IpcError::FrameTooLong { len, max: MAX_GUEST_FRAME_BYTES });
-    }
-    Ok(len)
-}
-
 /// Reads the next message; `None` when the socket closed between two. The worker's half.
 ///
 /// # Errors
@@ -432,23 +415,8 @@ pub(super) fn checked_len(head: [u8; LENGTH_BYTES]) -> Result<usize, IpcError> {
 pub fn read<T: Serialize + DeserializeOwned + Bounded>(
     reader: &mut impl Read,
 ) -> Result<Option<T>, IpcError> {
-    let mut head = [0; LENGTH_BYTES];
-    let mut have = 0;
-    while have < head.len() {
-        match reader.read(&mut head[have..]) {
-            Ok(0) if have == 0 => return Ok(None),
-            Ok(0) => return Err(IpcError::Cut),
-            Ok(count) => have += count,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    let mut body = vec![0; checked_len(head)?];
-    reader.read_exact(&mut body).map_err(|e: io::Error| match e.kind() {
-        ErrorKind::UnexpectedEof => IpcError::Cut,
-        _ => e.into(),
-    })?;
-    decode(&body).map(Some)
+    let body = read_body(reader, |_| MAX_GUEST_FRAME_BYTES, MAX_GUEST_FRAME_BYTES)?;
+    body.map(|body| decode(&body)).transpose()
 }
 
 /// Writes a message. The worker's half.
@@ -458,4 +426,27 @@ pub fn read<T: Serialize + DeserializeOwned + Bounded>(
 pub fn write<T: Serialize>(writer: &mut impl Write, message: &T) -> Result<(), IpcError> {
     writer.write_all(&encode(message)?)?;
     Ok(())
+}
+
+/// What a wasm worker and the daemon say to each other.
+#[derive(Debug)]
+pub(crate) struct GuestDialect;
+
+impl Dialect for GuestDialect {
+    type Command = GuestCommand;
+    type Event = GuestEvent;
+
+    const MAX_UNSENT: usize = 2 * MAX_GUEST_FRAME_BYTES;
+
+    fn encode(command: &GuestCommand) -> Result<Vec<u8>, IpcError> {
+        encode(command)
+    }
+
+    fn most(_: Option<&u8>) -> usize {
+        MAX_GUEST_FRAME_BYTES
+    }
+
+    fn decode(body: &[u8]) -> Result<GuestEvent, IpcError> {
+        decode(body)
+    }
 }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::log::WorkerLog;
 use crate::exit::Death;
+use crate::ipc::channel::{Channel, Dialect};
 use crate::jail::Jail;
 
 /// How long a killed process may take to be reaped. One stuck in a driver takes longer; the worker
@@ -38,8 +39,6 @@ pub(crate) struct ProcessSpec<'a> {
     pub(crate) program: &'a Path,
     /// Its jail.
     pub(crate) jail: &'a Jail,
-    /// Its end of the socket pair: descriptor 0.
-    pub(crate) socket: UnixStream,
     /// What it is to read, read-only: descriptor 1.
     pub(crate) input: Stdio,
     /// Its environment, beside what the jail adds.
@@ -58,11 +57,13 @@ pub(crate) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts it.
+    /// Starts it; the channel is our end of the socket pair whose other end is its descriptor 0.
     ///
     /// # Errors
     /// The system's reason.
-    pub(crate) fn start(spec: ProcessSpec<'_>) -> io::Result<Self> {
+    pub(crate) fn start<D: Dialect>(spec: ProcessSpec<'_>) -> io::Result<(Self, Channel<D>)> {
+        let (ours, socket) = UnixStream::pair()?;
+        let channel = Channel::new(ours)?;
         let jailed = spec.jail.is_jailed();
         // The worker starts in the root folder, so that it holds no other one: a relative path to the
         // program would be looked up there.
@@ -70,7 +71,7 @@ impl WorkerProcess {
         // Descriptors of this program are close-on-exec: the worker gets these three and no more.
         command
             .arg(spec.jail.argument())
-            .stdin(Stdio::from(OwnedFd::from(spec.socket)))
+            .stdin(Stdio::from(OwnedFd::from(socket)))
             .stdout(spec.input)
             .stderr(Stdio::piped())
             .env_clear()
@@ -94,7 +95,7 @@ impl WorkerProcess {
         let pid = child.id().ok_or_else(ended)?;
         let stderr = child.stderr.take().ok_or_else(ended)?;
         let log = WorkerLog::follow(stderr, pid, spec.max_log_bytes);
-        Ok(Self { child, pid, jailed, log })
+        Ok((Self { child, pid, jailed, log }, channel))
     }
 
     /// The worker's own process number, as the daemon sees it: the launcher's child when there is a

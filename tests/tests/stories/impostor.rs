@@ -19,7 +19,9 @@ use potluck_protocol::output::OutputChain;
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Usage};
 use potluck_protocol::sign::{Signed, SigningKey, Verified};
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
-use potluck_protocol::wire::{self, ProviderFrame, QuoteRequest, QuoteResponse, RenterFrame};
+use potluck_protocol::wire::{
+    self, PairRequest, PairResponse, ProviderFrame, QuoteRequest, QuoteResponse, RenterFrame,
+};
 use potluck_tests::programs::model;
 
 /// How long a renter may be silent.
@@ -100,6 +102,11 @@ async fn serve(identity: Identity, mut inbound: Inbound, lie: Arc<Mutex<Lie>>) {
                 let answer = quote(identity.signing_key(), request.peer, &request.bytes);
                 request.answer(wire::encode(&answer).unwrap()).unwrap();
             }
+            question = inbound.pairs.recv() => {
+                let Some(question) = question else { return };
+                let answer = wire::encode(&agree(&question.bytes)).unwrap();
+                question.answer(answer).unwrap();
+            }
             stream = inbound.jobs.recv() => {
                 let Some(stream) = stream else { return };
                 let (identity, lie) = (Arc::clone(&identity), *lie.lock().unwrap());
@@ -109,12 +116,21 @@ async fn serve(identity: Identity, mut inbound: Inbound, lie: Arc<Mutex<Lie>>) {
     }
 }
 
+/// It keeps no ledger, and says that it holds whatever the other side holds.
+fn agree(question: &[u8]) -> PairResponse {
+    match wire::decode_bounded(question).unwrap() {
+        PairRequest::Same { heads } => PairResponse::Same { heads },
+        PairRequest::Push(_) => PairResponse::Statements { statements: Vec::new(), more: false },
+        _ => PairResponse::Noted,
+    }
+}
+
 fn wall_clock() -> UnixMillis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap())
 }
 
-fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
+pub(crate) fn quote(key: &SigningKey, renter: PeerId, request: &[u8]) -> QuoteResponse {
     let QuoteRequest::Quote { model: wanted } = wire::decode(request).unwrap() else {
         panic!("no quote asked")
     };

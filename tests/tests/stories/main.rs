@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking")]
 
+mod accounts;
 mod answer;
 mod bad_models;
 mod cancelled;
@@ -20,6 +21,8 @@ mod nobody;
 mod offers;
 mod owner_stops;
 mod owner_yields;
+mod skew;
+mod stalled_reader;
 mod stranger;
 mod strangers;
 

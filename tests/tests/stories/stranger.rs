@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use potluck_node::identity::Identity;
 use potluck_node::net::{FrameReader, FrameWriter, Inbound, Network, NetworkConfig, NetworkLimits, Role};
-use potluck_protocol::id::{LaneId, PeerId};
+use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::job::{ChatMessage, Job, JobSpec, Role as Speaker, Sampling, job_digest};
 use potluck_protocol::lane::RenterLane;
 use potluck_protocol::limits::MAX_JOB_PART_BYTES;
@@ -16,7 +16,9 @@ use potluck_protocol::offer::Quote;
 use potluck_protocol::settle::{Close, Contract, Meter, Voucher};
 use potluck_protocol::sign::{Signed, Verified};
 use potluck_protocol::unit::{NanoCredit, UnixMillis};
-use potluck_protocol::wire::{self, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame};
+use potluck_protocol::wire::{
+    self, PairRequest, PairResponse, ProviderFrame, QuoteRequest, QuoteResponse, Refusal, RenterFrame,
+};
 use potluck_tests::programs::model;
 
 use crate::LONG;
@@ -58,10 +60,11 @@ impl Stranger {
 
     /// A quote and a fitting contract for a job of `max_tokens`; `lane` makes it a job of its own.
     pub(crate) async fn papers(&self, lane: u64, max_tokens: u32) -> Papers {
+        self.sync().await;
         let model = model().unwrap().blake3;
         let request = wire::encode(&QuoteRequest::Quote { model }).unwrap();
         let answer = self.network.ask(self.provider, request, WITHIN).await.unwrap();
-        let QuoteResponse::Quote { quote, credit } = wire::decode(&answer).unwrap() else {
+        let QuoteResponse::Quote { quote, .. } = wire::decode(&answer).unwrap() else {
             panic!("no quote")
         };
         let quote = quote.verify().unwrap();
@@ -76,13 +79,32 @@ impl Stranger {
             job: job_digest(&job),
             quote: quote.digest(),
             terms: quote.body().terms,
-            max_total: credit,
+            // Several fit what is lent to a stranger.
+            max_total: NanoCredit::new(100_000),
             max_ms: quote.body().max_ms,
             created: UnixMillis::ZERO,
             // Beyond any clock: a deadline is another story.
             start_by: quote.body().expires,
         };
         Papers { quote: quote.into_signed(), contract, job }
+    }
+
+    /// Says that it holds just what the provider holds, which makes the two synced.
+    async fn sync(&self) {
+        let mut heads = Digest::from_bytes([0; 32]);
+        // A job that is just ending may change what the provider holds in between.
+        for _ in 0..100 {
+            let request = wire::encode(&PairRequest::Same { heads }).unwrap();
+            let answer = self.network.ask_pair(self.provider, request, WITHIN).await.unwrap();
+            let PairResponse::Same { heads: theirs } = wire::decode_bounded(&answer).unwrap() else {
+                panic!("no digest")
+            };
+            if theirs == heads {
+                return;
+            }
+            heads = theirs;
+        }
+        panic!("the provider's books do not come to rest");
     }
 
     /// Signs as this stranger.

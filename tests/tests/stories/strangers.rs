@@ -125,6 +125,34 @@ async fn a_contract_runs_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_signs_two_contracts_in_one_place_gets_no_job_any_more() {
+    let _turn = turn().await;
+    let (mut network, stranger) = market().await;
+    let papers = stranger.papers(7, 4).await;
+    let mut first = stranger.open(&papers, stranger.sign(papers.contract.clone()).into_signed()).await;
+    loop {
+        match first.hear().await {
+            ProviderFrame::Accept(_) => break,
+            ProviderFrame::Refuse(refusal) => panic!("an honest job was refused: {refusal:?}"),
+            _ => {}
+        }
+    }
+    // Another contract under the same number: refused like the same one again, but it proves something.
+    let other = stranger.papers(7, 8).await;
+    let contract = stranger.sign(other.contract.clone()).into_signed();
+    let refusal = stranger.open(&other, contract).await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::Replayed, "{refusal:?}");
+    first.say(&RenterFrame::Cancel).await;
+    drop(first);
+
+    let papers = stranger.papers(8, 4).await;
+    let contract = stranger.sign(papers.contract.clone()).into_signed();
+    let refusal = stranger.open(&papers, contract).await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::Frozen, "{refusal:?}");
+    assert_still_serving(&mut network, stranger).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn vouchers_that_pay_too_little_or_twice_end_the_job() {
     let _turn = turn().await;
     let (mut network, stranger) = market().await;

@@ -1,4 +1,6 @@
-//! The pure parts, with the statements of real jobs.
+//! The pure parts of accounts: taking vouchers and pages in.
+//!
+//! Owns: statements of real jobs, truly signed. Never: opens a ledger or a network.
 
 use potluck_protocol::lane::VoucherRefused;
 use potluck_protocol::settle::{Meter, Receipt, Voucher};
@@ -8,11 +10,13 @@ use super::super::shown::Shown;
 use super::super::take::receipt_for;
 use super::*;
 
+const CREATED: UnixMillis = UnixMillis::new(1_700_000_000_000);
+
 fn keys() -> (SigningKey, SigningKey) {
     (SigningKey::from_seed([1; 32]), SigningKey::from_seed([2; 32]))
 }
 
-fn checked<T: Signable>(signed: &Signed<T>) -> Verified<T> {
+fn checked<T: Signable + Clone>(signed: &Signed<T>) -> Verified<T> {
     signed.clone().verify().unwrap()
 }
 
@@ -26,7 +30,7 @@ struct Parts {
 
 fn parts(meters: u32) -> Parts {
     let (provider, renter) = keys();
-    let all = job(&provider, &renter, 7, ago(HOUR), meters);
+    let all = job(&provider, &renter, 7, CREATED, meters);
     let Statement::Contract(contract) = &all[0] else { panic!() };
     let mut parts =
         Parts { contract: checked(contract), meters: Vec::new(), vouchers: Vec::new(), receipts: Vec::new() };
@@ -44,7 +48,7 @@ fn parts(meters: u32) -> Parts {
 #[test]
 fn a_voucher_that_comes_late_brings_the_receipt_that_it_would_have_brought_in_time() {
     let Parts { contract, meters, vouchers, receipts } = parts(3);
-    for k in 0..3 {
+    for k in 0..3usize {
         let last = k.checked_sub(1).map(|before| &vouchers[before]);
         let receipt = receipt_for(&contract, last, Some(&meters[k]), &vouchers[k]);
         assert_eq!(receipt.as_ref(), Ok(&receipts[k]));
@@ -79,7 +83,7 @@ fn vouchers_between_may_be_lost_but_our_meter_must_ask_for_what_is_paid() {
 #[test]
 fn a_page_shows_what_we_signed_and_nothing_that_we_did_not() {
     let (provider, renter) = keys();
-    let mut all = job(&provider, &renter, 7, ago(HOUR), 3);
+    let mut all = job(&provider, &renter, 7, CREATED, 3);
     let lane = all[0].lane().unwrap();
     let shown = Shown::of(renter.peer(), &all);
     assert!(shown.lanes.contains(&lane) && shown.receipted.is_empty());

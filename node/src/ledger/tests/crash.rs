@@ -53,7 +53,7 @@ fn live(home: &Path) {
         ledger.compact(&key(1), AT_ONCE).unwrap();
         keep(&ledger, format!("lane {}", 10 + round));
     }
-    if std::env::var(fault::VARIABLE).is_ok_and(|point| point == fault::INDEX_FLUSHED) {
+    if std::env::var(fault::VARIABLE).is_ok_and(|point| point == fault::INDEX_FLUSHED.name()) {
         for number in 20..25 {
             keep(&ledger, format!("many {number}"));
         }
@@ -87,7 +87,7 @@ fn a_kill_at_any_point_loses_nothing_that_was_acknowledged() {
     let rolls = [fault::SEGMENT_CREATED, fault::SEGMENT_SYNCED, fault::SEGMENT_NAMED];
     let later = groups.map(|point| format!("{point}:3")).into_iter();
     let later = later.chain(rolls.map(|point| format!("{point}:2")));
-    for point in fault::POINTS.iter().map(|point| (*point).to_owned()).chain(later) {
+    for point in fault::LEDGER_POINTS.iter().map(ToString::to_string).chain(later) {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("ledger");
         assert!(die_at(home.path(), &point), "{point} was not passed");

@@ -1,0 +1,180 @@
+//! What both ledgers say after a crash, and what each side lost.
+//!
+//! Owns: copies of the two journals, read alone (so that every audit also builds the index anew), and the
+//! laws that they must keep. Never: touches the ledgers themselves, or asks the programs. Called after
+//! each kill.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use potluck_node::identity::Identity;
+use potluck_node::ledger::{Filter, LaneSummary, Ledger};
+use potluck_protocol::id::{LaneId, PeerId};
+use potluck_protocol::settle::{Meter, Voucher};
+use potluck_protocol::sign::Signed;
+use potluck_protocol::statement::Statement;
+use potluck_protocol::sync::{HeadsDigest, StepHead};
+use potluck_protocol::unit::UnixMillis;
+use tempfile::TempDir;
+
+use crate::pair::{Pair, Seen};
+
+/// What the provider may lose besides window and quantum: one operation in flight, in milliseconds.
+const OPERATION_MS: u64 = 500;
+/// Where the provider died its loss is only known from outside, with the time that programs take.
+const OUTSIDE_MS: u64 = 2_000;
+
+/// The largest losses, in milliseconds of work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Losses {
+    /// Paid, and no output came with it.
+    pub(crate) renter: u64,
+    /// Done, and not paid.
+    pub(crate) provider: u64,
+}
+
+impl Losses {
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { renter: self.renter.max(other.renter), provider: self.provider.max(other.provider) }
+    }
+}
+
+/// A copy of a ledger.
+pub(crate) struct Books {
+    ledger: Ledger,
+    me: PeerId,
+    _home: TempDir,
+}
+
+type Lane = (BTreeMap<u32, Signed<Voucher>>, BTreeMap<u32, Meter>);
+
+impl Books {
+    /// Copies the journal in the state folder `state`, whether or not a program has it open, and reads all
+    /// of it: every CRC, the whole chain, every signature.
+    pub(crate) fn copied(state: &Path) -> Result<Self, String> {
+        let why = |what: &str, why: &dyn std::fmt::Display| format!("{}: {what}: {why}", state.display());
+        let home = tempfile::tempdir().map_err(|error| why("copy", &error))?;
+        let me = Identity::load_or_create(&state.join("identity.key"))
+            .map_err(|error| why("identity", &error))?
+            .peer();
+        for file in fs::read_dir(state.join("ledger")).map_err(|error| why("list", &error))? {
+            let file = file.map_err(|error| why("list", &error))?.path();
+            if let (true, Some(name)) = (file.is_file(), file.file_name()) {
+                fs::copy(&file, home.path().join(name)).map_err(|error| why("copy", &error))?;
+            }
+        }
+        let (ledger, _) =
+            Ledger::open_watched(home.path(), me, &mut |_| {}).map_err(|error| why("open", &error))?;
+        ledger.check().map_err(|error| why("check", &error))?;
+        Ok(Self { ledger, me, _home: home })
+    }
+
+    fn lanes(&self) -> Result<BTreeMap<LaneId, LaneSummary>, String> {
+        let lanes = self.ledger.lanes(&Filter::default()).map_err(|error| error.to_string())?;
+        Ok(lanes.into_iter().map(|lane| (lane.lane, lane)).collect())
+    }
+
+    fn lane(&self, lane: &LaneId) -> Result<Lane, String> {
+        let (mut vouchers, mut meters) = (BTreeMap::new(), BTreeMap::new());
+        for record in self.ledger.objects(lane).map_err(|error| error.to_string())? {
+            match record.statement() {
+                Some(Statement::Voucher(it)) => drop(vouchers.insert(it.body.k, *it)),
+                Some(Statement::Meter(it)) => drop(meters.insert(it.body.k, it.body)),
+                _ => {}
+            }
+        }
+        Ok((vouchers, meters))
+    }
+
+    fn balance(&self, peer: PeerId) -> Result<i128, String> {
+        let standing = self.ledger.standing(peer, now()).map_err(|error| error.to_string())?;
+        Ok(standing.balance)
+    }
+
+    /// Everything held with `peer`, in one digest: what the two programs compare.
+    fn digest(&self, peer: PeerId) -> Result<String, String> {
+        let book = self.ledger.book(peer).map_err(|error| error.to_string())?.ok_or("no account")?;
+        let mut digest = HeadsDigest::new(&StepHead::of(&book)).map_err(|error| error.to_string())?;
+        self.ledger.each_head(peer, &mut |head| digest.add(head)).map_err(|error| error.to_string())?;
+        Ok(format!("{:?}", digest.get()))
+    }
+}
+
+fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Each ledger alone: nothing that was written is damaged, whatever the other side holds.
+pub(crate) fn alone(pair: &Pair) -> Result<(), String> {
+    Books::copied(pair.renter.state())?;
+    Books::copied(&pair.provider_state).map(drop)
+}
+
+/// Both ledgers after the two were brought together: sound, and the same money on both; with the
+/// largest losses so far.
+pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
+    let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    let (owed, due) = (-renter.balance(provider.me)?, provider.balance(renter.me)?);
+    if owed != due {
+        return Err(format!("the renter says it owes {owed}, the provider that {due} are due"));
+    }
+    let (ours, theirs) = (renter.lanes()?, provider.lanes()?);
+    let mut losses = Losses::default();
+    for lane in ours.keys().chain(theirs.keys()) {
+        let (paid, taken) = (renter.lane(lane)?, provider.lane(lane)?);
+        if paid.0 != taken.0 {
+            return Err(format!(
+                "{lane}: the renter holds vouchers {:?}, the provider {:?}",
+                paid.0, taken.0
+            ));
+        }
+        let terms = ours.get(lane).or(theirs.get(lane)).and_then(|lane| lane.terms).ok_or("no terms")?;
+        let lost = losses_in(&lane.to_string(), &paid, &pair.seen)?;
+        let (quantum, window) = (terms.quantum.get(), terms.window.get());
+        let unsure = if pair.seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
+        if lost.renter > quantum || lost.provider > quantum + window + OPERATION_MS + unsure {
+            return Err(format!("{lane}: {lost:?} is over the bound"));
+        }
+        losses = losses.max(lost);
+    }
+    Ok(losses)
+}
+
+/// As [`together`], once no job is open any more: then the two hold the very same.
+pub(crate) fn at_rest(pair: &Pair) -> Result<Losses, String> {
+    let losses = together(pair)?;
+    let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    let (ours, theirs) = (renter.digest(provider.me)?, provider.digest(renter.me)?);
+    if ours != theirs {
+        return Err(format!("the two hold other things: {ours} and {theirs}"));
+    }
+    match renter.lanes()?.values().chain(provider.lanes()?.values()).find(|lane| is_left_open(lane)) {
+        Some(open) => Err(format!("{} is still open", open.lane)),
+        None => Ok(losses),
+    }
+}
+
+/// Was it accepted, and never ended?
+fn is_left_open(lane: &LaneSummary) -> bool {
+    lane.reason.is_none() && (lane.meters > 0 || lane.vouchers > 0)
+}
+
+fn losses_in(name: &str, (vouchers, meters): &Lane, seen: &Seen) -> Result<Losses, String> {
+    let (mut paid, mut productive, mut tokens) = (0, 0, 0);
+    for (k, voucher) in vouchers {
+        let meter = meters.get(k).ok_or_else(|| format!("{name}: voucher {k} pays for no meter"))?;
+        paid = voucher.body.usage.total().get();
+        if meter.tokens > tokens {
+            (productive, tokens) = (paid, meter.tokens);
+        }
+    }
+    let printed = seen.printed.get(name).copied().unwrap_or(0);
+    if tokens > printed {
+        return Err(format!("{name}: {tokens} tokens are paid and {printed} came"));
+    }
+    let worked = seen.worked.get(name).or(seen.outlived.get(name)).copied().unwrap_or(paid);
+    Ok(Losses { renter: paid - productive, provider: worked.saturating_sub(paid) })
+}
