@@ -20,8 +20,16 @@ const READ: Duration = Duration::from_secs(20);
 /// # Errors
 /// When it fails or prints no JSON.
 pub async fn ask(name: &str, verb: &str, state: &Path) -> Result<Vec<Value>, KitError> {
+    ask_of(name, &[verb], state).await
+}
+
+/// As [`ask`], for a verb with words behind it.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_of(name: &str, words: &[&str], state: &Path) -> Result<Vec<Value>, KitError> {
     let mut command = Command::new(program(name)?);
-    command.args(["ledger", verb, "--json", "--state-dir"]).arg(state);
+    command.arg("ledger").args(words).args(["--json", "--state-dir"]).arg(state);
     let mut process = Process::start(name, command, &state.with_extension("ledger-stderr"))?;
     let mut lines = Vec::new();
     while let Some(line) = process.next_event(READ).await? {
@@ -32,7 +40,7 @@ pub async fn ask(name: &str, verb: &str, state: &Path) -> Result<Vec<Value>, Kit
     }
     Err(KitError::Ended {
         program: name.into(),
-        what: format!("answer `ledger {verb}`"),
+        what: format!("answer `ledger {}`", words.join(" ")),
         log: process.stderr(),
     })
 }

@@ -17,7 +17,7 @@ use books::{Job, jobs, key, proof, steps};
 use potluck_node::identity::Identity;
 use potluck_node::ledger::{Kept, Ledger};
 use potluck_node::state::StateDir;
-use potluck_protocol::id::{hex, PeerId};
+use potluck_protocol::id::{PeerId, hex};
 use potluck_protocol::statement::Statement;
 use potluck_tests::programs::program;
 use serde_json::{Value, json};
@@ -161,19 +161,35 @@ fn accounts_say_what_was_paid_agreed_and_who_is_frozen() {
         let with = |seed| found.iter().find(|pair| pair["peer"] == json!(peer(seed))).unwrap();
         let second = with(2);
         assert_eq!(second["balance_nanocredits"], json!(owed_by_2()));
-        assert_eq!((&second["paid_nanocredits"], &second["settled_nanocredits"]), (&json!(50_000), &json!(0)));
+        assert_eq!(
+            (&second["paid_nanocredits"], &second["settled_nanocredits"]),
+            (&json!(50_000), &json!(0))
+        );
         assert_eq!((&second["epoch"], &second["step"]), (&json!(1), &json!(1)));
         assert_eq!((&second["frozen"], &with(3)["frozen"]), (&json!(false), &json!(true)));
         assert_eq!(
             keys(second),
             [
-                "balance_nanocredits", "credit_used_nanocredits", "epoch", "floor_unix_ms", "frozen", "lanes",
-                "open", "open_caps_nanocredits", "paid_nanocredits", "peer", "settled_nanocredits", "step",
+                "balance_nanocredits",
+                "credit_used_nanocredits",
+                "epoch",
+                "floor_unix_ms",
+                "frozen",
+                "lanes",
+                "open",
+                "open_caps_nanocredits",
+                "paid_nanocredits",
+                "peer",
+                "settled_nanocredits",
+                "step",
                 "waiting"
             ]
         );
         let csv = home.text(name, &["pairs", "--csv"]);
-        assert!(csv[0].starts_with("peer,balance_nanocredits,settled_nanocredits,paid_nanocredits"), "{csv:?}");
+        assert!(
+            csv[0].starts_with("peer,balance_nanocredits,settled_nanocredits,paid_nanocredits"),
+            "{csv:?}"
+        );
         assert_eq!((csv.len(), csv[0].split(',').count()), (3, csv[1].split(',').count()));
         let table = home.text(name, &["pairs"]).join("\n");
         assert!(table.contains("PEER") && table.contains("frozen"), "{table}");
@@ -206,9 +222,26 @@ fn receipts_are_filtered_and_keep_their_columns() {
         assert_eq!(
             keys(&all[0]),
             [
-                "amount_nanocredits", "closed_unix_ms", "completion_tokens", "contract", "gpu_ms", "guest_ms",
-                "job", "load_ms", "max_total_nanocredits", "model", "model_name", "opened_unix_ms", "peer",
-                "prompt_tokens", "reason", "receipt", "receipts", "role", "run_ms", "vouchers"
+                "amount_nanocredits",
+                "closed_unix_ms",
+                "completion_tokens",
+                "contract",
+                "gpu_ms",
+                "guest_ms",
+                "job",
+                "load_ms",
+                "max_total_nanocredits",
+                "model",
+                "model_name",
+                "opened_unix_ms",
+                "peer",
+                "prompt_tokens",
+                "reason",
+                "receipt",
+                "receipts",
+                "role",
+                "run_ms",
+                "vouchers"
             ]
         );
         let seventh = &all[3];
@@ -264,7 +297,10 @@ fn a_bill_is_explained_to_the_nano_credit() {
     for name in PROGRAMS {
         let found = home.json(name, &["explain", &id]).remove(0);
         assert_eq!(found["formula"], "floor((38888 × 2991 + 13888 × 250) / 1000)");
-        assert_eq!((&found["exact_nanocredits"], &found["amount_nanocredits"]), (&json!("119786.008"), &json!(119_786)));
+        assert_eq!(
+            (&found["exact_nanocredits"], &found["amount_nanocredits"]),
+            (&json!("119786.008"), &json!(119_786))
+        );
         assert_eq!(found["steps"].as_array().unwrap().len(), 3);
         assert_eq!(found["steps"][1]["voucher"], json!(seventh.voucher(2).digest()));
         assert_eq!((&found["thinned"], &found["agreed_in"]), (&json!(false), &json!([0, 1])));
@@ -306,7 +342,10 @@ fn an_export_restores_the_same_balances_and_is_checked_anywhere() {
         assert_eq!((&with_2["kind"], &with_2["balance_nanocredits"]), (&json!("pair"), &json!(owed_by_2())));
         assert_eq!((&with_2["agreed"], &with_2["agreed_unproven"]), (&json!(1), &json!(0)));
         let whole = rows.last().unwrap();
-        assert_eq!((&whole["kind"], &whole["faults"], &whole["proofs"]), (&json!("file"), &json!(0), &json!(1)));
+        assert_eq!(
+            (&whole["kind"], &whole["faults"], &whole["proofs"]),
+            (&json!("file"), &json!(0), &json!(1))
+        );
         assert_eq!(whole["balance_nanocredits"], before[0]["balance_nanocredits"]);
         // The same again holds the same.
         let again = home.json(name, &["export", "again.potluck"]).remove(0);
@@ -316,7 +355,10 @@ fn an_export_restores_the_same_balances_and_is_checked_anywhere() {
         let restored = home.json(name, &["import", "backup.potluck"]).remove(0);
         let entries = written["entries"].as_u64().unwrap();
         assert_eq!((&restored["new"], &restored["proofs"]), (&json!(entries - 1), &json!(1)));
-        assert_eq!((&restored["known"], &restored["conflicting"], &restored["foreign"]), (&json!(0), &json!(0), &json!(0)));
+        assert_eq!(
+            (&restored["known"], &restored["conflicting"], &restored["foreign"]),
+            (&json!(0), &json!(0), &json!(0))
+        );
         // 3 is owed nothing that we had signed but accepts, meters and receipts: with both the epoch rises.
         assert_eq!(restored["epochs_raised"], json!(2));
         assert_eq!(home.json(name, &["balance"]), before);
@@ -481,26 +523,46 @@ fn nothing_half_done_stays_and_no_strange_file_is_touched() {
     }
 }
 
-/// A file-size limit stands for a full disk: writing fails in the middle of the draft.
+/// A disk with room for one export and not for two, in a mount namespace of its own.
 #[test]
 fn a_full_disk_leaves_the_old_export_and_no_draft() {
     let home = Home::of_the_story();
-    home.json("potluck", &["export", "backup.potluck"]);
-    let before = fs::read(home.file("backup.potluck")).unwrap();
+    home.json("potluck", &["export", "true.potluck"]);
+    fs::create_dir(home.file("disk")).unwrap();
+    let pages = fs::metadata(home.file("true.potluck")).unwrap().len().div_ceil(4_096) + 1;
     for name in PROGRAMS {
-        // The index is up to date, so that reading writes little; the limit is in units of 1,024 bytes.
         let script = format!(
-            "trap '' XFSZ; ulimit -f 1; exec {} ledger export backup.potluck --state-dir {}",
+            "mount -t tmpfs -o size={} none disk && cp true.potluck disk/old.potluck || exit 99
+            {} ledger export disk/old.potluck --state-dir state; code=$?
+            cmp true.potluck disk/old.potluck && ls -A disk; exit $code",
+            pages * 4_096,
             program(name).unwrap().display(),
-            home.state().display()
         );
-        let refused = Command::new("bash").arg("-c").arg(script).current_dir(home.0.path()).output().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "bash", "-c", &script]);
+        let refused = command.current_dir(home.0.path()).output().unwrap();
         assert_eq!(refused.status.code(), Some(5), "{refused:?}");
-        assert_eq!(fs::read(home.file("backup.potluck")).unwrap(), before);
-        let drafts = fs::read_dir(home.0.path()).unwrap().filter(|it| {
-            let name = it.as_ref().unwrap().file_name().into_string().unwrap();
-            Path::new(&name).extension().is_some_and(|extension| extension == "new")
-        });
-        assert_eq!(drafts.count(), 0);
+        assert!(stderr(&refused).contains("No space left on device"), "{refused:?}");
+        assert_eq!(lines(&refused), ["old.potluck"], "a draft stayed, or the old file did not");
+    }
+}
+
+/// Sparse, so that it takes no room: a reader that read on, or held it, would show.
+#[test]
+fn a_file_of_ten_gigabytes_is_refused_where_it_goes_wrong() {
+    let home = Home::of_the_story();
+    home.json("potluck", &["export", "long.potluck"]);
+    let whole = fs::metadata(home.file("long.potluck")).unwrap().len();
+    let file = fs::File::options().write(true).open(home.file("long.potluck")).unwrap();
+    file.set_len(10 << 30).unwrap();
+    for name in PROGRAMS {
+        let script = format!(
+            "ulimit -v 1000000; exec {} ledger verify long.potluck",
+            program(name).unwrap().display()
+        );
+        let mut command = Command::new("bash");
+        let refused = command.arg("-c").arg(script).current_dir(home.0.path()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(stderr(&refused).contains(&format!("follows the seal, at byte {whole}")), "{refused:?}");
     }
 }

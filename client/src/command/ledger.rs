@@ -32,7 +32,8 @@ pub fn run(dir: Option<&Path>, verb: Verb) -> Result<(), Failure> {
         Work::Verify(file) => Answer::Verify(books::verify(&file)?),
         Work::VerifyProof(file) => Answer::VerifyProof(books::verify_proof(&file)?),
         Work::Import(file) => {
-            let import = |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
+            let import =
+                |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
             with_ledger(dir, form, import)?
         }
         Work::Ask(ask) => with_ledger(dir, form, |ledger, key| Books { ledger, key }.answer(&ask))?,

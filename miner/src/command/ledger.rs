@@ -24,7 +24,8 @@ pub(super) fn run(dir: &Path, verb: Verb) -> Result<(), CommandError> {
         Work::Verify(file) => Answer::Verify(books::verify(&file)?),
         Work::VerifyProof(file) => Answer::VerifyProof(books::verify_proof(&file)?),
         Work::Import(file) => {
-            let import = |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
+            let import =
+                |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
             with_ledger(dir, form, import)?
         }
         Work::Ask(of) => match ask(dir, Question::Ledger { of: of.clone() })? {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::outbox::Outbox;
 use potluck_protocol::pair::PairBook;
+use potluck_protocol::statement::Statement;
 use tokio::sync::Notify;
 
 /// One question in so long, on average: 32 a second, more than an honest sync of ten thousand jobs over
@@ -70,6 +71,13 @@ pub(super) struct State {
     pub(super) used: Duration,
 }
 
+/// How an outbox was before a statement was kept for it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Posting {
+    filled: bool,
+    parted: u64,
+}
+
 impl Account {
     /// The account of `me` with `peer`; `None` when they are one.
     pub(super) fn new(me: PeerId, peer: PeerId) -> Option<Self> {
@@ -110,6 +118,20 @@ impl Account {
         }
         state.outbox.synced();
         Some(!std::mem::replace(&mut state.synced, true))
+    }
+
+    /// A statement of ours is about to be kept: until [`Account::posted`] follows, which it does not when
+    /// whoever waits for the ledger gives up, the outbox does not count as filled.
+    pub(super) fn posting(&self) -> Posting {
+        let mut state = self.state();
+        Posting { filled: std::mem::replace(&mut state.filled, false), parted: state.parted }
+    }
+
+    /// The statement is kept, and was or will be sent at `now`.
+    pub(super) fn posted(&self, statement: &Statement, now: Duration, before: Posting) {
+        let mut state = self.state();
+        state.outbox.sent(statement, now);
+        state.filled |= before.filled && before.parted == state.parted;
     }
 
     /// May the peer's question be answered at `now`? Then [`Account::answered`] must follow.

@@ -12,7 +12,7 @@ use potluck_protocol::limits::{MAX_SYNC_LANES, MAX_SYNC_OBJECTS};
 use potluck_protocol::output::OutputChain;
 use potluck_protocol::pair::{Consent, PairBook, ProposeRefused, StateRefused, Verdict};
 use potluck_protocol::settle::{Close, CloseReason};
-use potluck_protocol::sign::{Signable, Signed};
+use potluck_protocol::sign::{Signable, Signed, Verified};
 use potluck_protocol::statement::{Place, Slot, Statement};
 use potluck_protocol::sync::{Heads, HeadsDigest, LaneHead, StepHead};
 use tokio::sync::MutexGuard;
@@ -22,7 +22,7 @@ use super::error::BooksError;
 use super::wishes::Step;
 use super::{Accounts, wall_now};
 use crate::fault;
-use crate::ledger::{Kept, Ledger};
+use crate::ledger::{AppendError, Ledger, VerifiedRecord};
 
 /// Lanes that one tidying ends; the next goes on from there.
 const ENDS_AT_ONCE: usize = 1_024;
@@ -88,18 +88,24 @@ impl Books<'_> {
     /// something else, or its lane was put away: then it must never leave.
     pub(super) async fn sign<T>(&self, body: T) -> Result<Option<Statement>, BooksError>
     where
-        T: Signable,
+        T: Signable + Clone,
+        VerifiedRecord: From<Verified<T>>,
         Statement: From<Signed<T>>,
     {
-        let statement = Statement::from(self.accounts.inner.key.sign(body)?.into_signed());
+        let signed = self.accounts.inner.key.sign(body)?;
         fault::point(fault::PAIR_WORD_SIGNED);
-        let kept = self.ledger().keep_each(vec![statement.clone()]).await?;
-        fault::point(fault::PAIR_WORD_KEPT);
-        if !matches!(kept.first(), Some(Kept::New | Kept::Known)) {
-            tracing::debug!(peer = %self.peer(), ?kept, "nothing more is signed there");
-            return Ok(None);
+        // Should nobody wait for the end of this, the outbox is filled from the ledger once more.
+        let before = self.account.posting();
+        let statement = Statement::from(signed.signed().clone());
+        match self.ledger().append_verified(vec![signed.into()]).await {
+            Ok(()) => fault::point(fault::PAIR_WORD_KEPT),
+            Err(error @ (AppendError::SlotTaken { .. } | AppendError::Retired { .. })) => {
+                tracing::debug!(peer = %self.peer(), %error, "nothing more is signed there");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
         }
-        self.account.state().outbox.sent(&statement, self.accounts.now());
+        self.account.posted(&statement, self.accounts.now(), before);
         self.accounts.inner.posted.notify_one();
         Ok(Some(statement))
     }

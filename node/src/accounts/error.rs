@@ -200,6 +200,12 @@ pub enum SettleError {
     /// Nobody pays itself. Fault: the caller.
     #[error("nobody keeps an account with itself")]
     Oneself,
+    /// More accounts are in use at once than are kept in memory. Fault: this machine.
+    #[error("{limit} accounts are in use already")]
+    Full {
+        /// How many may be in use.
+        limit: usize,
+    },
     /// A payment of nothing. Fault: the caller.
     #[error("the amount of a payment is above zero")]
     NoAmount,
@@ -246,6 +252,7 @@ impl SettleError {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Oneself => "name another peer",
+            Self::Full { .. } => "try again in a moment",
             Self::NoAmount => "give the amount that was paid",
             Self::BadReference { .. } => "give a short reference, like an invoice's number",
             Self::NotOursToDeny | Self::NothingToDeny { .. } => "look at what waits in the ledger",

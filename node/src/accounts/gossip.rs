@@ -64,10 +64,12 @@ impl News {
 }
 
 impl Accounts {
-    /// Takes a proof in: when it holds and is news, it is kept, which freezes the account, and passed on.
+    /// Takes a proof in, such as an append to the ledger gives when two objects claim one place: when it
+    /// holds and is news, it is kept, which freezes the account with that peer, and told to everybody who
+    /// is connected. What proves nothing changes nothing.
     ///
     /// # Errors
-    /// When our own ledger cannot be used.
+    /// When our own ledger fails.
     pub async fn hear(&self, proof: Equivocation) -> Result<(), BooksError> {
         let signer = proof.first.signer();
         let known = self.inner.ledger.proof_against(signer)?.is_some();

@@ -12,6 +12,7 @@ use potluck_protocol::id::PeerId;
 use super::Accounts;
 use super::account::Account;
 use super::error::{BooksError, SyncError};
+use super::session::ONCE;
 
 impl Accounts {
     /// Fills the outbox of a peer that is met with what the ledger holds without an answer, once until the
@@ -60,7 +61,7 @@ impl Accounts {
         for slot in &due {
             page.extend(self.inner.ledger.statement(slot)?);
         }
-        if !page.is_empty() && self.push(&account, page).await?.stepped {
+        if !page.is_empty() && self.push_trying(&account, page, ONCE).await?.stepped {
             self.go_on(&account).await?;
         }
         Ok(())

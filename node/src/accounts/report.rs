@@ -80,8 +80,8 @@ mod tests {
             (&said["we_paid"], &said["amount_nanocredits"]),
             (&json!(true), &json!(1_500_000_000_u64))
         );
-        let words = said["words"].as_str().unwrap_or_default();
-        assert!(words.starts_with("$1.50 to ") && words.contains("waits"), "{words}");
+        let text = said["words"].as_str().unwrap_or_default();
+        assert!(text.starts_with("$1.50 to ") && text.contains("waits"), "{text}");
         let theirs = SettleWish { we_paid: false, ..wish };
         let refused = SettleOutcome::Refused { reason: CancelReason::NotPaid };
         assert!(words(&theirs, &refused).contains("$1.50 from "), "{refused:?}");

@@ -31,6 +31,8 @@ use crate::net::AskError;
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Times that one question is asked before a sync is given up.
 const ATTEMPTS: u32 = 8;
+/// Times that the outbox asks: it comes again by itself.
+pub(super) const ONCE: u32 = 1;
 /// The wait before a question is asked again; it doubles with each attempt.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Rounds of one sync. What one round leaves (the edges of pages, an epoch) the next mends.
@@ -94,8 +96,18 @@ impl Accounts {
 
     /// Sends statements that are durable here, and takes in what they call for.
     pub(super) async fn push(&self, account: &Account, page: Vec<Statement>) -> Result<Taken, SyncError> {
+        self.push_trying(account, page, ATTEMPTS).await
+    }
+
+    /// As [`Accounts::push`], with at most so many attempts.
+    pub(super) async fn push_trying(
+        &self,
+        account: &Account,
+        page: Vec<Statement>,
+        attempts: u32,
+    ) -> Result<Taken, SyncError> {
         let slots: Vec<Slot> = page.iter().filter_map(Statement::slot).collect();
-        let response = self.ask(account.peer, &PairRequest::Push(page)).await?;
+        let response = self.ask(account.peer, &PairRequest::Push(page), attempts).await?;
         let PairResponse::Statements { statements, .. } = response else {
             return Err(off_script(account.peer, "no statements came in answer to a push"));
         };
@@ -105,9 +117,14 @@ impl Accounts {
 
     /// Asks a question, again when the peer is busy or the answer is lost: every question may arrive
     /// twice.
-    async fn ask(&self, peer: PeerId, request: &PairRequest) -> Result<PairResponse, SyncError> {
+    async fn ask(
+        &self,
+        peer: PeerId,
+        request: &PairRequest,
+        attempts: u32,
+    ) -> Result<PairResponse, SyncError> {
         let mut wait = AGAIN_AFTER;
-        for _ in 1..ATTEMPTS {
+        for _ in 1..attempts {
             match self.ask_once(peer, request).await {
                 Err(SyncError::Ask(
                     AskError::Busy { .. } | AskError::Broken { .. } | AskError::TimedOut { .. },
@@ -255,7 +272,7 @@ impl Session<'_> {
     }
 
     async fn ask(&self, request: &PairRequest) -> Result<PairResponse, SyncError> {
-        self.accounts.ask(self.account.peer, request).await
+        self.accounts.ask(self.account.peer, request, ATTEMPTS).await
     }
 
     async fn push(&mut self, page: Vec<Statement>) -> Result<(), SyncError> {

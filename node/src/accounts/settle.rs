@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use potluck_protocol::balance::{CancelReason, PairId, Settle};
@@ -37,6 +37,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Times that all wishes about one peer are gone through in one go: one that is decided frees the step for
 /// the next.
 const PASSES: u32 = 8;
+/// Steps, newest first, that are looked at for a payment that was agreed before.
+const AGREED_LOOKED_AT: usize = 1_024;
 /// Decided settlements remembered until whoever asked for them has looked.
 const REMEMBERED: usize = 64;
 
@@ -185,7 +187,7 @@ impl Accounts {
         }
     }
 
-    fn check_wish(&self, wish: &SettleWish) -> Result<std::sync::Arc<Account>, SettleError> {
+    fn check_wish(&self, wish: &SettleWish) -> Result<Arc<Account>, SettleError> {
         let (peer, len) = (wish.peer, wish.reference.len());
         if wish.amount == NanoCredit::ZERO {
             return Err(SettleError::NoAmount);
@@ -197,7 +199,7 @@ impl Accounts {
             return Err(SettleError::NotOursToDeny);
         }
         let account = self.account(peer).map_err(|error| match error {
-            SyncError::Books(error) => SettleError::Books(error),
+            SyncError::Full { limit } => SettleError::Full { limit },
             _ => SettleError::Oneself,
         })?;
         let book = self.book(&account)?;
@@ -234,11 +236,18 @@ impl Accounts {
     /// How far a wish is when the time is over: our answer to the peer's proposal is good once it is durable,
     /// also while the peer cannot be told.
     async fn how_far(&self, account: &Account, wish: &SettleWish) -> Result<SettleOutcome, BooksError> {
+        if let Some(outcome) = self.inner.outcomes.take(wish) {
+            return Ok(outcome);
+        }
         let held = self.inner.wishes.look(|wishes| wishes.of(wish.peer));
         let step = held.iter().find(|held| held.wish == *wish).and_then(|held| held.step);
         let Some(step) = step else {
-            let why = "another balance waits for an answer first".to_owned();
-            return Ok(SettleOutcome::Noted { why });
+            let why = if account.state().synced {
+                "another balance waits for an answer first"
+            } else {
+                "the two ledgers must be compared first"
+            };
+            return Ok(SettleOutcome::Noted { why: why.to_owned() });
         };
         Ok(match self.books(account).await.fate(&wish.payment(self.me()), step)? {
             Fate::Agreed => SettleOutcome::Agreed,
@@ -314,24 +323,26 @@ impl Books<'_> {
         if !wish.deny && self.was_agreed(&payment)? {
             return Ok(Move::Done(SettleOutcome::Agreed));
         }
-        let said = match is_proposed(&book, peer, &payment) {
-            true => self.judge_open().await?,
+        let said = if is_proposed(&book, peer, &payment) {
+            self.judge_open().await?
+        } else if wish.deny {
             // What was to be denied stands no more.
-            false if wish.deny => return Ok(Move::Done(SettleOutcome::Denied)),
-            false => self.propose(Some(payment)).await?,
+            return Ok(Move::Done(SettleOutcome::Denied));
+        } else {
+            self.propose(Some(payment)).await?
         };
         Ok(said.map_or(Move::Wait, Move::Say))
     }
 
-    /// Did an agreed balance take this payment in? Looks through all of them, newest first: the owner speaks
-    /// seldom, and a payment must not count twice.
+    /// Did an agreed balance take this payment in? Looks through the newest: the owner speaks seldom, and a
+    /// payment must not count twice. How far it looks is bounded, for a peer may jump to any epoch.
     fn was_agreed(&self, payment: &Settle) -> Result<bool, BooksError> {
         let head = self.book()?.head();
-        for n in (1..=head.n).rev() {
-            for epoch in (0..=head.epoch).rev() {
-                if self.fate(payment, Step { epoch, n })? == Fate::Agreed {
-                    return Ok(true);
-                }
+        let epochs = || (0..=head.epoch).rev();
+        let steps = (1..=head.n).rev().flat_map(|n| epochs().map(move |epoch| Step { epoch, n }));
+        for step in steps.take(AGREED_LOOKED_AT) {
+            if self.fate(payment, step)? == Fate::Agreed {
+                return Ok(true);
             }
         }
         Ok(false)

@@ -21,7 +21,7 @@ use super::books::Books;
 use super::error::BooksError;
 use super::shown::Shown;
 use crate::fault;
-use crate::ledger::{AppendError, Kept, Record};
+use crate::ledger::{AppendError, Kept};
 
 /// Balance steps and epochs of the peer that one page may bring. An honest page has seven at most.
 const STEPS_IN_PAGE: u32 = 8;
@@ -164,17 +164,17 @@ impl Page<'_> {
         let Some(receipt) = self.receipt_for(&voucher)? else {
             return self.books.witness(statement).await;
         };
-        let receipt = Statement::from(self.books.accounts.inner.key.sign(receipt)?.into_signed());
-        let both = vec![Record::from(statement.clone()), Record::from(receipt.clone())];
+        let receipt = self.books.accounts.inner.key.sign(receipt)?;
         fault::point(fault::LATE_RECEIPT_SIGNED);
-        match self.books.ledger().append(both).await {
+        let answer = Statement::from(receipt.signed().clone());
+        match self.books.ledger().append_verified(vec![voucher.into(), receipt.into()]).await {
             Ok(()) => {
                 fault::point(fault::LATE_RECEIPT_KEPT);
-                self.taken.answers.push(receipt);
+                self.taken.answers.push(answer);
             }
-            Err(AppendError::SlotTaken { .. } | AppendError::Retired { .. }) => {
-                self.books.witness(statement).await?;
-            }
+            // A job of ours has taken another one in the meantime.
+            Err(AppendError::SlotTaken { .. }) => self.books.witness(statement).await?,
+            Err(AppendError::Retired { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -219,8 +219,9 @@ impl Page<'_> {
         if body.epoch != book.epoch() && !self.shown.countersigned.contains(&digest) {
             return self.books.witness(statement).await;
         }
-        // A state that does not follow what we have: somebody is behind.
-        if body.n > book.used().saturating_add(1) || body.previous != book.head().digest {
+        // A new state that does not follow what we have: somebody is behind.
+        let follows = body.n <= book.used().saturating_add(1) && body.previous == book.head().digest;
+        if body.n > book.head().n && !follows {
             self.books.account.parted();
         }
         self.pending.push(statement);

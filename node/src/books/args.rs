@@ -51,28 +51,35 @@ pub struct TableFlags {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
     /// What peers owe us, and what we owe them
-    #[command(after_help = "Examples (potluckd takes the same words):\n  potluck ledger balance\n  \
-        potluck ledger balance --json | jq .balance_nanocredits\n  potluck ledger balance --csv > balances.csv\n\n\
+    #[command(after_help = "Examples (potluckd takes the same words):\n\
+        \x20 potluck ledger balance\n\
+        \x20 potluck ledger balance --json | jq .balance_nanocredits\n\
+        \x20 potluck ledger balance --csv > balances.csv\n\
+        \n\
         JSON: one object: peer (us), owed_to_us_nanocredits, we_owe_nanocredits, balance_nanocredits,\n\
         pairs: [{peer, balance_nanocredits, lanes, open}]\n\
         CSV: peer, balance_nanocredits, lanes, open. Above zero: the peer owes us")]
     Balance(TableFlags),
     /// The account with each peer: balance, payments, credit used, epoch, agreed step, what waits
-    #[command(after_help = "Examples (potluckd takes the same words):\n  potluck ledger pairs\n  \
-        potluck ledger pairs --json | jq 'select(.frozen)'\n\n\
+    #[command(after_help = "Examples (potluckd takes the same words):\n\
+        \x20 potluck ledger pairs\n\
+        \x20 potluck ledger pairs --json | jq 'select(.frozen)'\n\
+        \n\
         JSON: one object a peer: peer, balance_nanocredits, settled_nanocredits (by the peer to us),\n\
-        paid_nanocredits (by us to the peer), open_caps_nanocredits, credit_used_nanocredits, lanes, open, epoch,\n\
-        step, floor_unix_ms, frozen, waiting: [{epoch, step, by, payer, amount_nanocredits, reference,\n\
-        balance_nanocredits, waits_for}]\n\
+        paid_nanocredits (by us to the peer), open_caps_nanocredits, credit_used_nanocredits, lanes,\n\
+        open, epoch, step, floor_unix_ms, frozen, waiting: [{epoch, step, by, payer, amount_nanocredits,\n\
+        reference, balance_nanocredits, waits_for}]\n\
         CSV: the same without waiting, of which waiting_for_us and waiting_for_them are the numbers")]
     Pairs(TableFlags),
     /// The jobs, newest first
-    #[command(after_help = "Examples (potluckd takes the same words):\n  potluck ledger receipts --since 7d\n  \
-        potluck ledger receipts --since 2026-11-01 --csv > november.csv\n  \
-        potluck ledger receipts --json | jq .amount_nanocredits\n\n\
-        JSON: one object a job: job, role, peer, opened_unix_ms, closed_unix_ms, model, model_name, gpu_ms, load_ms,\n\
-        run_ms, guest_ms, amount_nanocredits, max_total_nanocredits, vouchers, receipts, prompt_tokens,\n\
-        completion_tokens, reason, contract, receipt\n\
+    #[command(after_help = "Examples (potluckd takes the same words):\n\
+        \x20 potluck ledger receipts --since 7d\n\
+        \x20 potluck ledger receipts --since 2026-11-01 --csv > november.csv\n\
+        \x20 potluck ledger receipts --json | jq .amount_nanocredits\n\
+        \n\
+        JSON: one object a job: job, role, peer, opened_unix_ms, closed_unix_ms, model, model_name,\n\
+        gpu_ms, load_ms, run_ms, guest_ms, amount_nanocredits, max_total_nanocredits, vouchers,\n\
+        receipts, prompt_tokens, completion_tokens, reason, contract, receipt\n\
         CSV: the same columns in that order")]
     Receipts {
         /// Only jobs from then on: 2026-11-24, 2026-11-24T16:00:00Z, or so long ago: 90s, 30m, 12h, 7d
@@ -92,10 +99,13 @@ pub enum Verb {
         form: TableFlags,
     },
     /// Every object that is kept of a job, or that a digest names
-    #[command(after_help = "Examples (potluckd takes the same words):\n  potluck ledger show job_0123456789abcdef\n  \
-        potluck ledger show b3:9f2c01 --json\n\n\
+    #[command(after_help = "Examples (potluckd takes the same words):\n\
+        \x20 potluck ledger show job_0123456789abcdef\n\
+        \x20 potluck ledger show b3:9f2c01 --json\n\
+        \n\
         ID is a job, or the beginning of an object's digest (at least 4 digits).\n\
-        JSON: one object each: kind, digest, signer, job, about, body, signed (its canonical bytes, in hexadecimal)")]
+        JSON: one object each: kind, digest, signer, job, about, body, signed (its canonical bytes, in\n\
+        hexadecimal)")]
     Show {
         /// A job, or the beginning of a digest
         #[arg(value_name = "ID")]
@@ -105,11 +115,14 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Why a job costs what it costs
-    #[command(after_help = "Example (potluckd takes the same words):\n  potluck ledger explain job_0123456789abcdef\n\n\
-        JSON: one object: job, role, peer, opened_unix_ms, closed_unix_ms, model, model_name, contract, quote, terms,\n\
-        max_total_nanocredits, max_ms, steps: [{k, load_ms, run_ms, guest_ms, tokens, amount_nanocredits, meter,\n\
-        voucher, receipt}], thinned, formula, exact_nanocredits, amount_nanocredits, cut_by, ended_by, reason, finish,\n\
-        abandoned, prompt_tokens, completion_tokens, receipt, agreed_in: [epoch, step]")]
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger explain job_0123456789abcdef\n\
+        \n\
+        JSON: one object: job, role, peer, opened_unix_ms, closed_unix_ms, model, model_name, contract,\n\
+        quote, terms, max_total_nanocredits, max_ms, steps: [{k, load_ms, run_ms, guest_ms, tokens,\n\
+        amount_nanocredits, meter, voucher, receipt}], thinned, formula, exact_nanocredits,\n\
+        amount_nanocredits, cut_by, ended_by, reason, finish, abandoned, prompt_tokens,\n\
+        completion_tokens, receipt, agreed_in: [epoch, step]")]
     Explain {
         /// The job
         #[arg(value_name = "JOB")]
@@ -119,8 +132,10 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Write the whole ledger to one file that anybody can verify offline
-    #[command(after_help = "Examples (potluckd takes the same words):\n  potluck ledger export backup.potluck\n  \
-        potluck ledger export with-one.potluck --peer 12D3KooW...\n\n\
+    #[command(after_help = "Examples (potluckd takes the same words):\n\
+        \x20 potluck ledger export backup.potluck\n\
+        \x20 potluck ledger export with-one.potluck --peer 12D3KooW...\n\
+        \n\
         The file is whole or not there. An older export of that name is replaced; any other file is not.\n\
         JSON: one object: file, owner, peer, entries, bytes, chain")]
     Export {
@@ -135,10 +150,14 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Take in an export of this ledger: what is missing here is kept
-    #[command(after_help = "Example (potluckd takes the same words; stop it first):\n  potluck ledger import backup.potluck\n\n\
-        A damaged file, or another owner's, changes nothing. Whatever conflicts with what is kept here becomes a\n\
-        proof. Where the file brings back what we had signed, the epoch with that peer is raised.\n\
-        JSON: one object: file, new, known, conflicting, foreign, put_away, proofs, epochs_raised, faults")]
+    #[command(after_help = "Example (potluckd takes the same words; stop it first):\n\
+        \x20 potluck ledger import backup.potluck\n\
+        \n\
+        A damaged file, or another owner's, changes nothing. Whatever conflicts with what is kept here\n\
+        becomes a proof. Where the file brings back what we had signed, the epoch with that peer is\n\
+        raised.\n\
+        JSON: one object: file, new, known, conflicting, foreign, put_away, proofs, epochs_raised,\n\
+        faults")]
     Import {
         /// The file
         #[arg(value_name = "FILE")]
@@ -148,10 +167,13 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Check an export file: every signature, price, link and sum. Needs nothing but the file
-    #[command(after_help = "Example (potluckd takes the same words):\n  potluck ledger verify backup.potluck\n\n\
-        JSON: one object a peer (kind \"pair\"): peer, balance_nanocredits, settled_nanocredits, paid_nanocredits, epoch,\n\
-        step, agreed, agreed_unproven, lanes, open, thinned, unproven, frozen, faults, first_fault; then one (kind\n\
-        \"file\"): file, owner, peer, made_unix_ms, statements, proofs, pairs, balance_nanocredits, faults, first_fault.\n\
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger verify backup.potluck\n\
+        \n\
+        JSON: one object a peer (kind \"pair\"): peer, balance_nanocredits, settled_nanocredits,\n\
+        paid_nanocredits, epoch, step, agreed, agreed_unproven, lanes, open, thinned, unproven, frozen,\n\
+        faults, first_fault; then one (kind \"file\"): file, owner, peer, made_unix_ms, statements,\n\
+        proofs, pairs, balance_nanocredits, faults, first_fault.\n\
         Exit codes: 0 all is as it must be, 1 the file is damaged or a law is broken in it")]
     Verify {
         /// The file
@@ -162,16 +184,22 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Check the whole journal of this ledger, and its index
-    #[command(after_help = "Example (potluckd takes the same words):\n  potluck ledger check\n\n\
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger check\n\
+        \n\
         JSON: one object: records (ever kept), objects (checked), dropped (by compaction)")]
     Check(JsonFlag),
     /// Who is known to have signed two things in one place
-    #[command(after_help = "Example (potluckd takes the same words):\n  potluck ledger proofs --json\n\n\
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger proofs --json\n\
+        \n\
         JSON: one object a proof: peer, place, digest")]
     Proofs(JsonFlag),
     /// Write the proof against a peer to a file that convicts it anywhere
-    #[command(after_help = "Example (potluckd takes the same words):\n  \
-        potluck ledger proof 12D3KooW... --out cheat.proof\n\nJSON: one object: file, peer, place, digest, bytes")]
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger proof 12D3KooW... --out cheat.proof\n\
+        \n\
+        JSON: one object: file, peer, place, digest, bytes")]
     Proof {
         /// Whom it convicts
         #[arg(value_name = "PEER")]
@@ -184,8 +212,11 @@ pub enum Verb {
         form: JsonFlag,
     },
     /// Check a proof. Needs nothing but the file
-    #[command(after_help = "Example (potluckd takes the same words):\n  potluck ledger verify-proof cheat.proof\n\n\
-        JSON: one object: file, peer, place, digest\nExit codes: 0 it convicts the peer, 1 it proves nothing")]
+    #[command(after_help = "Example (potluckd takes the same words):\n\
+        \x20 potluck ledger verify-proof cheat.proof\n\
+        \n\
+        JSON: one object: file, peer, place, digest\n\
+        Exit codes: 0 it convicts the peer, 1 it proves nothing")]
     VerifyProof {
         /// The file
         #[arg(value_name = "FILE")]

@@ -28,7 +28,9 @@ pub enum BooksError {
     #[error(transparent)]
     Append(#[from] AppendError),
     /// A name that is none. Fault: whoever asks.
-    #[error("`{id}` is neither a job (job_ and up to 16 hexadecimal digits) nor the beginning of a digest (b3: and at least 4)")]
+    #[error(
+        "`{id}` is neither a job (job_ and up to 16 hexadecimal digits) nor the beginning of a digest (b3: and at least 4)"
+    )]
     NotAName {
         /// What was given, cut to 80 characters.
         id: String,
@@ -255,7 +257,9 @@ impl BooksError {
             Self::NotAName { .. } | Self::NotFound { .. } => "`ledger receipts` lists the jobs",
             Self::Ambiguous { .. } => "give more digits",
             Self::NoProof { .. } => "`ledger proofs` lists them",
-            Self::Io { .. } => "nothing half-done is left; check the path, the permissions and the disk's room",
+            Self::Io { .. } => {
+                "nothing half-done is left; check the path, the permissions and the disk's room"
+            }
             Self::NotAFile { .. } | Self::Taken { .. } => "nothing was changed; name another file",
             Self::Export { .. } => "nothing of it is to be believed; get the file again from its owner",
             Self::Exchanged { .. } => "import it again",

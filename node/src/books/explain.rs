@@ -182,9 +182,10 @@ impl Kept {
     fn explain(self, summary: &LaneSummary, agreed_in: Option<(u32, u32)>) -> Explanation {
         let last = self.vouchers.values().next_back().map(|(_, voucher)| voucher);
         let priced = self.contract.as_ref().zip(last);
-        let cut_by = priced
-            .filter(|_| summary.reason == Some(CloseReason::LimitReached))
-            .map(|(contract, last)| if last.usage.total() >= contract.max_ms { Cut::Time } else { Cut::Money });
+        let cut_by =
+            priced.filter(|_| summary.reason == Some(CloseReason::LimitReached)).map(|(contract, last)| {
+                if last.usage.total() >= contract.max_ms { Cut::Time } else { Cut::Money }
+            });
         let contract = self.contract.as_ref();
         Explanation {
             job: summary.lane.to_string(),
@@ -256,8 +257,7 @@ mod tests {
             quantum: GpuMillis::new(1_000),
             window: GpuMillis::new(2_000),
         };
-        let usage =
-            Usage { load: GpuMillis::new(250), run: GpuMillis::new(1_284), guest: GpuMillis::ZERO };
+        let usage = Usage { load: GpuMillis::new(250), run: GpuMillis::new(1_284), guest: GpuMillis::ZERO };
         assert_eq!(formula(&terms, &usage), "floor((38888 × 1284 + 13888 × 250) / 1000)");
         assert_eq!(exact(&terms, &usage), "53404.192");
         assert_eq!(usage.amount(&terms).get(), 53_404);

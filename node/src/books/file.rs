@@ -42,7 +42,11 @@ pub(super) fn open(path: &Path) -> Result<File, BooksError> {
 }
 
 /// Reads on until `piece` is full or the file ends; gives what came.
-pub(super) fn read_piece<'a>(file: &mut File, piece: &'a mut [u8], path: &Path) -> Result<&'a [u8], BooksError> {
+pub(super) fn read_piece<'a>(
+    file: &mut File,
+    piece: &'a mut [u8],
+    path: &Path,
+) -> Result<&'a [u8], BooksError> {
     let mut filled = 0;
     while let Some(room) = piece.get_mut(filled..).filter(|room| !room.is_empty()) {
         match file.read(room) {

@@ -62,7 +62,9 @@ fn digits(text: &str, most: usize) -> Option<String> {
 /// Reads an ID.
 pub(super) fn name(id: &str) -> Result<Name, BooksError> {
     if let Some(rest) = id.strip_prefix("b3:") {
-        return digits(rest, DIGEST_DIGITS).map(|it| Name::Digest(DigestName(it))).ok_or_else(|| not_a_name(id));
+        return digits(rest, DIGEST_DIGITS)
+            .map(|it| Name::Digest(DigestName(it)))
+            .ok_or_else(|| not_a_name(id));
     }
     job(id).map(Name::Job)
 }
@@ -104,7 +106,9 @@ mod tests {
         let digest = Digest::from_bytes([0x9f; 32]);
         let Name::Digest(found) = name(&digest.short()).unwrap() else { panic!("it begins with b3:") };
         assert!(found.is(&digest) && !found.is(&Digest::from_bytes([0x90; 32])));
-        for wrong in ["", "job_", "job_012", "b3:", "b3:12", "b3:xyzw", "job_0123456789abcdef0", "me", "１２３４"] {
+        for wrong in
+            ["", "job_", "job_012", "b3:", "b3:12", "b3:xyzw", "job_0123456789abcdef0", "me", "１２３４"]
+        {
             assert!(name(wrong).is_err(), "{wrong}");
         }
     }

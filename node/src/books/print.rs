@@ -46,7 +46,9 @@ impl Printed {
 pub fn print(answer: &Answer, form: Form) -> Printed {
     match (form, answer) {
         (Form::Json, _) => Printed::data(json_lines(answer)),
-        (Form::Csv, Answer::Balance(balance)) => Printed::data(csv(&BALANCE_COLUMNS, &balance_values(balance))),
+        (Form::Csv, Answer::Balance(balance)) => {
+            Printed::data(csv(&BALANCE_COLUMNS, &balance_values(balance)))
+        }
         (Form::Csv, Answer::Pairs(pairs)) => Printed::data(csv(&PAIR_COLUMNS, &pair_values(pairs))),
         (Form::Csv, Answer::Receipts(all)) => Printed::data(csv(&RECEIPT_COLUMNS, &receipt_values(all))),
         (_, Answer::Balance(balance)) => balance_table(balance),
@@ -386,10 +388,8 @@ fn imported(it: &Imported) -> Printed {
         ));
     }
     if it.faults > 0 {
-        printed = printed.and(format!(
-            "{} laws are broken by what the file holds: `ledger verify` says which",
-            it.faults
-        ));
+        printed = printed
+            .and(format!("{} laws are broken by what the file holds: `ledger verify` says which", it.faults));
     }
     printed
 }
@@ -469,7 +469,10 @@ fn remark(pair: &VerifiedPair) -> Option<String> {
         parts.push(format!("of {} jobs only the outcome is kept", pair.thinned));
     }
     if pair.unproven > 0 {
-        parts.push(format!("the price of {} jobs cannot be checked: their contracts are not there", pair.unproven));
+        parts.push(format!(
+            "the price of {} jobs cannot be checked: their contracts are not there",
+            pair.unproven
+        ));
     }
     if pair.agreed_unproven > 0 {
         parts.push(format!(

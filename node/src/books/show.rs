@@ -61,7 +61,9 @@ fn object(record: &Record) -> Result<Object, BooksError> {
     let digest = record.digest().map_err(BooksError::Encoding)?;
     let kind = record.kind().to_string();
     let Some(statement) = record.statement() else {
-        let Record::Proof(proof) = record else { return Err(BooksError::NotFound { id: digest.to_string() }) };
+        let Record::Proof(proof) = record else {
+            return Err(BooksError::NotFound { id: digest.to_string() });
+        };
         return Ok(Object {
             kind,
             digest,
@@ -86,9 +88,8 @@ fn object(record: &Record) -> Result<Object, BooksError> {
 
 /// A number past 64 bits is written as its digits.
 fn plain(value: &impl Serialize) -> Value {
-    serde_json::to_value(value).unwrap_or_else(|_| {
-        serde_json::to_string(value).map_or(Value::Null, |text| Value::String(text))
-    })
+    serde_json::to_value(value)
+        .unwrap_or_else(|_| serde_json::to_string(value).map_or(Value::Null, |text| Value::String(text)))
 }
 
 fn body_of(statement: &Statement) -> Result<(Value, String), BooksError> {

@@ -47,7 +47,8 @@ impl Sorter {
     fn spill(&mut self) -> Result<(), BooksError> {
         let path = &self.path;
         self.held.sort_unstable();
-        let mut run = BufWriter::new(tempfile::tempfile_in(folder_of(path)).map_err(io_error("write", path))?);
+        let mut run =
+            BufWriter::new(tempfile::tempfile_in(folder_of(path)).map_err(io_error("write", path))?);
         for (_, bytes) in self.held.drain(..) {
             let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
             run.write_all(&length).and_then(|()| run.write_all(&bytes)).map_err(io_error("write", path))?;

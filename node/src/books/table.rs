@@ -47,7 +47,11 @@ pub(super) fn csv(names: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 }
 
 fn quoted(cell: &str) -> String {
-    if cell.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+    if cell.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell.to_owned()
+    }
 }
 
 /// A stranger's text without what could steer a terminal.
@@ -61,7 +65,10 @@ mod tests {
 
     #[test]
     fn columns_stand_under_their_names() {
-        let rows = [vec!["a".to_owned(), "−$0.01".to_owned()], vec!["longer\u{1b}[2J".to_owned(), "$1.00".to_owned()]];
+        let rows = [
+            vec!["a".to_owned(), "−$0.01".to_owned()],
+            vec!["longer\u{1b}[2J".to_owned(), "$1.00".to_owned()],
+        ];
         let lines = table(&[text("peer"), number("balance")], &rows);
         assert_eq!(lines, ["PEER        BALANCE", "a            −$0.01", "longer[2J     $1.00"]);
     }

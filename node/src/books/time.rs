@@ -62,8 +62,9 @@ fn days(year: u64, month: u64, day: u64) -> Option<u64> {
 /// # Errors
 /// What is expected, when it is neither.
 pub(super) fn parse_since(text: &str) -> Result<UnixMillis, String> {
-    since(text, wall_now())
-        .ok_or_else(|| "expected a date like 2026-11-24 or 2026-11-24T16:00:00Z, or a length like 7d, 12h, 30m".into())
+    since(text, wall_now()).ok_or_else(|| {
+        "expected a date like 2026-11-24 or 2026-11-24T16:00:00Z, or a length like 7d, 12h, 30m".into()
+    })
 }
 
 fn since(text: &str, now: UnixMillis) -> Option<UnixMillis> {
@@ -141,8 +142,21 @@ mod tests {
         assert_eq!(since("2026-11-24", now), Some(UnixMillis::new(1_795_478_400_000)));
         assert_eq!(since("2026-11-24T16:05", now), since("2026-11-24 16:05:00Z", now));
         for wrong in [
-            "", "d", "-7d", "7", "7w", "1.5h", "2026-13-01", "2026-02-29", "2023-04-31", "26-11-24",
-            "2026-11-24T25:00", "2026-11-24T16", "２026-11-24", "9999999999d", "2026-11-24Tzz:00:00Z",
+            "",
+            "d",
+            "-7d",
+            "7",
+            "7w",
+            "1.5h",
+            "2026-13-01",
+            "2026-02-29",
+            "2023-04-31",
+            "26-11-24",
+            "2026-11-24T25:00",
+            "2026-11-24T16",
+            "２026-11-24",
+            "9999999999d",
+            "2026-11-24Tzz:00:00Z",
         ] {
             assert_eq!(since(wrong, now), None, "{wrong}");
         }

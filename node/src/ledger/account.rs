@@ -61,8 +61,8 @@ pub(super) struct Account {
     pub(super) settled: NanoCredit,
     /// Statements of which its book is made.
     pub(super) book: u32,
-    /// Balances proposed that nobody answered to by name.
-    pub(super) unanswered: u32,
+    /// Balances that were proposed and not agreed.
+    pub(super) proposed: u32,
 }
 
 impl Account {

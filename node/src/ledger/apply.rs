@@ -5,13 +5,15 @@
 //! the loader when the index is brought up to date; never by two at a time.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
 use potluck_protocol::balance::PairState;
 use potluck_protocol::id::{ContentHash, Digest, LaneId, PeerId};
 use potluck_protocol::pair::PairBook;
 use potluck_protocol::sign::Signed;
 use potluck_protocol::statement::Statement;
+use potluck_protocol::unit::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Part, book_of, note, note_agreed, statements_of};
@@ -42,17 +44,24 @@ pub(super) struct Quoted {
     pub(super) slot: LaneId,
 }
 
+/// What a change of a lane is measured against.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    opened: UnixMillis,
+    has_ended: bool,
+}
+
 /// Lanes, accounts and books as a group of records leaves them, before any of it is written.
 #[derive(Default)]
 struct Changes {
-    /// As it was, and as it will be.
-    lanes: HashMap<LaneKey, (Option<LaneState>, LaneState)>,
+    /// What it was, if it was there, and as it will be.
+    lanes: HashMap<LaneKey, (Option<Before>, LaneState)>,
     accounts: BTreeMap<PeerId, Account>,
     books: BTreeMap<PeerId, PairBook>,
-    /// Balances without an answer; `None` once they have one.
+    /// Balances that are not agreed; `None` once they are.
     states: BTreeMap<Digest, Option<Signed<PairState>>>,
-    /// Whose lanes are to be added up anew, because the floor has moved.
-    moved: BTreeSet<PeerId>,
+    /// Where the floor has moved, and so the lanes are to be added up anew: where it was.
+    moved: BTreeMap<PeerId, UnixMillis>,
 }
 
 impl Index {
@@ -82,7 +91,7 @@ impl Index {
                 (Subject::Convict(_), _) => {}
             }
         }
-        self.add_up_moved(&mut changes)?;
+        self.add_up_moved(&mut changes, &mut writes)?;
         if let Some(place) = place {
             self.reflect(&mut writes, place)?;
         }
@@ -128,9 +137,13 @@ impl Index {
         let (_, after) = match changes.lanes.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let before: Option<LaneState> = self.get(Table::Lanes, &key)?;
-                let after = before.clone().unwrap_or_else(|| LaneState::new(lane));
-                entry.insert((before, after))
+                let held = match self.recall(&key) {
+                    Some(held) => Some(held),
+                    None => self.get::<LaneState>(Table::Lanes, &key)?,
+                };
+                let before =
+                    held.as_ref().map(|held| Before { opened: held.opened(), has_ended: held.has_ended() });
+                entry.insert((before, held.unwrap_or_else(|| LaneState::new(lane))))
             }
         };
         let part = if after.is_new() { Part::default() } else { after.part(me, floor) };
@@ -156,21 +169,19 @@ impl Index {
         match record {
             Record::State(state) => {
                 changes.states.insert(digest, Some(state.clone()));
-                self.account(changes, peer)?.unanswered += 1;
+                self.account(changes, peer)?.proposed += 1;
                 note(&mut book, record);
             }
             Record::Countersign(answer) => {
-                let state = self.answered(changes, peer, answer.body.state)?;
+                let state = self.agreed(changes, peer, answer.body.state)?;
                 if let Some(state) = state
                     && note_agreed(&mut book, &state, answer)
                 {
-                    self.account(changes, peer)?.agree(&book, state.body.settle.as_ref(), self.me);
-                    changes.moved.insert(peer);
+                    let account = self.account(changes, peer)?;
+                    let floor = account.floor;
+                    account.agree(&book, state.body.settle.as_ref(), self.me);
+                    changes.moved.entry(peer).or_insert(floor);
                 }
-            }
-            Record::Cancel(cancel) => {
-                self.answered(changes, peer, cancel.body.proposal)?;
-                note(&mut book, record);
             }
             _ => note(&mut book, record),
         }
@@ -178,8 +189,8 @@ impl Index {
         Ok(())
     }
 
-    /// The balance with this digest, which has its answer now; `None` when it is not held.
-    fn answered(
+    /// The balance with this digest, which is agreed now; `None` when it is not held.
+    fn agreed(
         &self,
         changes: &mut Changes,
         peer: PeerId,
@@ -192,47 +203,81 @@ impl Index {
         if held.is_some() {
             changes.states.insert(state, None);
             let account = self.account(changes, peer)?;
-            account.unanswered = account.unanswered.saturating_sub(1);
+            account.proposed = account.proposed.saturating_sub(1);
         }
         Ok(held)
     }
 
-    /// Adds the lanes up anew where a floor has moved.
-    fn add_up_moved(&self, changes: &mut Changes) -> Result<(), ReadError> {
+    /// Where a floor has moved: adds the lanes up anew, and lists those that are current.
+    fn add_up_moved(&self, changes: &mut Changes, writes: &mut Writes) -> Result<(), ReadError> {
         let me = self.me;
-        for peer in std::mem::take(&mut changes.moved) {
+        for (peer, before) in changes.moved.clone() {
             let floor = self.account(changes, peer)?.floor;
-            let mut sum = Part::default();
-            self.each_lane_with(peer, None, &mut |lane| {
-                let changed = changes.lanes.get(&lane_key(&lane.lane));
-                sum = sum.and(changed.map_or(&lane, |(_, after)| after).part(me, floor));
-                Ok(std::ops::ControlFlow::Continue(()))
+            let mut part = Part::default();
+            let mut add = |lane: &LaneState| {
+                let Part { owed_to_us, we_owe, .. } = lane.part(me, floor);
+                part = part.and(Part { owed_to_us, we_owe, ..Part::default() });
+            };
+            // A floor falls only where both signed so; then lanes that were done with are current again.
+            let table = if floor < before { Table::Lanes } else { Table::Current };
+            self.each_lane_with(peer, table, None, &mut |lane| {
+                let key = lane_key(&lane.lane);
+                if !changes.lanes.contains_key(&key) {
+                    add(lane);
+                    Self::list(writes, &key, lane, floor);
+                }
+                Ok(ControlFlow::Continue(()))
             })?;
-            let new = changes.lanes.values().filter(|(before, _)| before.is_none());
-            for (_, lane) in new.filter(|(_, lane)| lane.peer(me) == peer) {
-                sum = sum.and(lane.part(me, floor));
-            }
-            self.account(changes, peer)?.part = sum;
+            changes.lanes.values().filter(|(_, lane)| lane.peer(me) == peer).for_each(|(_, lane)| add(lane));
+            let account = self.account(changes, peer)?;
+            account.part = Part { lanes: account.part.lanes, open: account.part.open, ..part };
         }
+        Ok(())
+    }
+
+    /// Lists a lane as current, unless the agreed balance with its peer has taken it in.
+    fn list(writes: &mut Writes, key: &LaneKey, lane: &LaneState, floor: UnixMillis) {
+        if lane.opened() < floor {
+            writes.remove(Table::Current, key);
+        } else {
+            writes.put(Table::Current, key, Vec::new());
+        }
+    }
+
+    fn write_lane(
+        &self,
+        writes: &mut Writes,
+        key: &LaneKey,
+        (before, after): (Option<Before>, &LaneState),
+        floor: Option<UnixMillis>,
+    ) -> Result<(), ReadError> {
+        let moved = before.filter(|before| before.opened != after.opened());
+        if let Some(before) = moved {
+            writes.remove(Table::Times, &time_key(before.opened, key));
+        }
+        if before.is_none() || moved.is_some() {
+            writes.put(Table::Times, &time_key(after.opened(), key), Vec::new());
+        }
+        if let Some(floor) = floor {
+            Self::list(writes, key, after, floor);
+        }
+        let was_open = before.is_some_and(|before| !before.has_ended);
+        if was_open && after.has_ended() {
+            writes.remove(Table::Open, key);
+        } else if before.is_none() && !after.has_ended() {
+            writes.put(Table::Open, key, Vec::new());
+        }
+        writes.put(Table::Lanes, key, self.encode(after)?);
         Ok(())
     }
 
     fn write_changes(&self, mut changes: Changes, mut writes: Writes) -> Result<(), ReadError> {
         for (key, (before, after)) in &changes.lanes {
-            let moved = before.as_ref().filter(|before| before.opened() != after.opened());
-            if let Some(before) = moved {
-                writes.remove(Table::Times, &time_key(before));
-            }
-            if before.is_none() || moved.is_some() {
-                writes.put(Table::Times, &time_key(after), Vec::new());
-            }
-            let was_open = before.as_ref().is_some_and(|before| !before.has_ended());
-            if was_open && after.has_ended() {
-                writes.remove(Table::Open, key);
-            } else if before.is_none() && !after.has_ended() {
-                writes.put(Table::Open, key, Vec::new());
-            }
-            writes.put(Table::Lanes, key, self.encode(after)?);
+            let peer = after.peer(self.me);
+            let stays = before.is_some_and(|before| before.opened == after.opened())
+                && !changes.moved.contains_key(&peer);
+            let floor = changes.accounts.get(&peer).filter(|_| !stays).map(|account| account.floor);
+            self.write_lane(&mut writes, key, (*before, after), floor)?;
         }
         for (peer, book) in std::mem::take(&mut changes.books) {
             let statements = statements_of(&book);
@@ -248,7 +293,9 @@ impl Index {
         for (peer, account) in &changes.accounts {
             writes.put(Table::Accounts, peer.as_bytes(), self.encode(account)?);
         }
-        self.write(writes)
+        self.write(writes)?;
+        self.remember(changes.lanes.into_iter().map(|(key, (_, lane))| (key, lane)));
+        Ok(())
     }
 
     /// The statements that make the book with `peer`.

@@ -33,6 +33,7 @@ mod read;
 mod record;
 mod seal;
 mod slot;
+mod sound;
 mod view;
 mod writer;
 
@@ -58,10 +59,10 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use check::{Checkup, read_segment};
 pub use compact::{Compacted, Retention};
-pub use error::{AppendError, CompactError, LedgerError, ReadError};
+pub use error::{AppendError, CompactError, LedgerError, ReadError, RecordError};
 pub use keep::Kept;
 pub use load::Progress;
-pub use record::{Kind, Record, RecordError, VerifiedRecord};
+pub use record::{Kind, Record, VerifiedRecord};
 pub use view::{Filter, LaneRole, LaneSummary, PairBalance, Totals};
 
 use compact::Plan;
@@ -109,7 +110,7 @@ struct Shared {
     thread: Option<JoinHandle<()>>,
     /// Hears of full segments, until somebody tends the ledger.
     rolled: Mutex<Option<Receiver<()>>>,
-    /// Held by who compacts.
+    /// Held by who compacts, and by who checks.
     compacting: Mutex<()>,
     /// Held by who reads the journal's files, and against them by who deletes some.
     files: RwLock<()>,
@@ -179,6 +180,7 @@ impl Ledger {
         };
         let journal = found.into_journal(end, wall_now())?;
         let horizon = horizon.max(loaded.index.horizon());
+        loaded.index.set_horizon(horizon)?;
         let failed = Arc::new(AtomicBool::new(false));
         let (roll, rolled) = sync_channel(1);
         let (inbox, requests) = mpsc::channel(QUEUE);
@@ -226,7 +228,8 @@ impl Ledger {
     /// # Errors
     /// The first thing found wrong.
     pub fn check(&self) -> Result<Checkup, LedgerError> {
-        let _files = self.shared.files.read().unwrap_or_else(PoisonError::into_inner);
+        // Compaction moves slots, one by one.
+        let _alone = self.shared.compacting.lock().unwrap_or_else(PoisonError::into_inner);
         let found = Found::survey(self.shared.disk.clone(), self.shared.me)?;
         check::check(&found, &self.shared.index)
     }

@@ -75,7 +75,7 @@ impl Ledger {
             caps = caps.saturating_add(cap(lane, index.me, now));
             Ok(())
         })?;
-        self.standing_of(peer, &account, caps)
+        Ok(standing_of(&account, caps, self.is_frozen(peer)?))
     }
 
     /// What all peers but `except` that are unknown (they never paid) may come to owe us together at
@@ -93,29 +93,19 @@ impl Ledger {
         })?;
         let mut exposure = 0_u128;
         for (peer, account) in index.accounts()? {
-            let standing =
-                self.standing_of(peer, &account, caps.get(&peer).copied().unwrap_or(NanoCredit::ZERO))?;
+            let caps = caps.get(&peer).copied().unwrap_or(NanoCredit::ZERO);
+            let standing = standing_of(&account, caps, false);
             if peer != except && standing.is_unknown() {
                 exposure = exposure.saturating_add(standing.exposure());
             }
         }
         Ok(exposure)
     }
+}
 
-    fn standing_of(
-        &self,
-        peer: PeerId,
-        account: &Account,
-        open_caps: NanoCredit,
-    ) -> Result<Standing, ReadError> {
-        Ok(Standing {
-            balance: account.balance(),
-            open_caps,
-            settled: account.settled,
-            audited: NanoCredit::ZERO,
-            frozen: self.is_frozen(peer)?,
-        })
-    }
+fn standing_of(account: &Account, open_caps: NanoCredit, frozen: bool) -> Standing {
+    let (balance, settled, audited) = (account.balance(), account.settled, NanoCredit::ZERO);
+    Standing { balance, open_caps, settled, audited, frozen }
 }
 
 /// What the peer may still come to owe us for a lane.

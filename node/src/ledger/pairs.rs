@@ -302,25 +302,30 @@ impl Index {
         both
     }
 
-    /// Calls `visit` for each lane with `peer` after `after`, in rising order, until it breaks.
+    /// Calls `visit` for each lane with `peer` after `after` that `table` lists, in rising order, until it
+    /// breaks.
     pub(super) fn each_lane_with(
         &self,
         peer: PeerId,
+        table: Table,
         after: Option<LaneId>,
-        visit: &mut dyn FnMut(LaneState) -> Result<ControlFlow<()>, ReadError>,
+        visit: &mut dyn FnMut(&LaneState) -> Result<ControlFlow<()>, ReadError>,
     ) -> Result<(), ReadError> {
         let after = after.map(|after| lane_key(&after));
         for prefix in self.lane_prefixes(peer) {
             let mut first = [0; LANE_KEY_BYTES];
             first[..prefix.len()].copy_from_slice(&prefix);
             let first = after.map_or(first, |after| after.max(first));
-            for entry in self.scan_from(Table::Lanes, &first) {
-                let (key, value) = entry?;
+            for entry in self.scan_from(table, &first) {
+                let (key, _) = entry?;
                 if !key.starts_with(&prefix) {
                     break;
                 }
                 let is_next = after.is_none_or(|after| key.as_ref() > after.as_slice());
-                if is_next && visit(self.decode(&value)?)?.is_break() {
+                if is_next
+                    && let Some(lane) = self.get(Table::Lanes, &key)?
+                    && visit(&lane)?.is_break()
+                {
                     return Ok(());
                 }
             }
@@ -335,10 +340,7 @@ impl Index {
         after: Option<LaneId>,
         visit: &mut dyn FnMut(&LaneState) -> Result<ControlFlow<()>, ReadError>,
     ) -> Result<(), ReadError> {
-        let floor = self.floor(peer)?;
-        self.each_lane_with(peer, after, &mut |lane| {
-            if lane.opened() >= floor { visit(&lane) } else { Ok(ControlFlow::Continue(())) }
-        })
+        self.each_lane_with(peer, Table::Current, after, visit)
     }
 
     /// As [`Index::each_current`], of lanes that a sync compares.

@@ -22,6 +22,7 @@ use super::slot::Slot;
 use super::*;
 
 mod compaction;
+mod conversation;
 mod crash;
 mod journal;
 mod pairs;
@@ -257,7 +258,15 @@ async fn a_lost_or_broken_index_is_built_anew() {
     fs::write(path.join("db"), vec![0x5a; 100_000]).unwrap();
     rebuilt("overwritten data");
     // Whatever table loses a key, the others tell.
-    for table in [Table::Slots, Table::Lanes, Table::Times, Table::Open, Table::Accounts, Table::Quotes] {
+    for table in [
+        Table::Slots,
+        Table::Lanes,
+        Table::Times,
+        Table::Open,
+        Table::Current,
+        Table::Accounts,
+        Table::Quotes,
+    ] {
         let db = sled::open(&path).unwrap();
         let tree = db.open_tree("index-2").unwrap();
         let (lost, _) = tree.scan_prefix([table as u8]).next().unwrap().unwrap();

@@ -9,6 +9,7 @@
 mod accounts;
 mod answer;
 mod bad_models;
+mod books;
 mod cancelled;
 mod clocks;
 mod components;

@@ -1,4 +1,6 @@
-//! The pure parts, with the statements of real jobs.
+//! The pure parts of accounts: taking vouchers and pages in.
+//!
+//! Owns: statements of real jobs, truly signed. Never: opens a ledger or a network.
 
 use potluck_protocol::lane::VoucherRefused;
 use potluck_protocol::settle::{Meter, Receipt, Voucher};

@@ -12,8 +12,9 @@ async fn who_holds_the_same_syncs_in_one_round_trip() {
     for held in [Vec::new(), old_job(&provider.key, &renter.key, 1, 3)] {
         provider.keep(&held).await;
         renter.keep(&held).await;
-        let before = provider.asked();
+        let (before, began) = (provider.asked(), std::time::Instant::now());
         renter.sync(&provider).await.unwrap();
+        eprintln!("the same: {:?}", began.elapsed());
         assert_eq!(provider.asked(), before + 1);
         assert!(provider.accounts.is_synced(renter.peer()) && renter.accounts.is_synced(provider.peer()));
     }
@@ -131,7 +132,9 @@ async fn a_ledger_of_many_pages_is_fetched_back_by_who_lost_it() {
     for page in all.chunks(500) {
         renter.keep(page).await;
     }
+    let began = std::time::Instant::now();
     renter.sync(&provider).await.unwrap();
+    eprintln!("{} statements in {} questions, {:?}", all.len(), provider.asked(), began.elapsed());
     assert_eq!(provider.owed_by(&renter), 300_000);
     // So many lanes that ended are taken into a balance at once.
     until("the lanes are in the balance", || {
@@ -173,6 +176,29 @@ async fn lanes_left_open_are_closed_after_a_sync_but_not_those_at_work() {
     }
     renter.sync(&provider).await.unwrap();
     until("the other lane ends too", || closes(lanes[1]).len() == 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_in_which_nothing_happened_for_a_day_is_given_up_by_both() {
+    let (one, other, provider, renter) = strangers().await;
+    let all = job(&provider.key, &renter.key, 1, ago(UnixMillis::new(48 * HOUR.get())), 2);
+    provider.keep(&all).await;
+    renter.keep(&all).await;
+    let lane = all[0].lane().unwrap();
+    provider.close().await;
+    renter.close().await;
+    // What both do when they begin, without a word to each other.
+    let (provider, renter) = meet(&one, &other).await;
+    let given_up = |side: &Side| {
+        let ends = [&provider, &renter].map(|by| side.held(by, Place::Abandon(lane)));
+        ends.into_iter().flatten().collect::<Vec<_>>()
+    };
+    until("both know of both", || given_up(&provider).len() == 2 && given_up(&renter).len() == 2).await;
+    for end in given_up(&provider) {
+        let Statement::Abandon(end) = end else { panic!() };
+        assert_eq!((end.body.k, end.body.amount), (2, NanoCredit::new(2_000)));
+    }
+    assert_eq!(provider.owed_by(&renter), 2_000, "the last voucher is final");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,8 @@ fn head(it: &Explanation) -> Vec<String> {
         (Some(name), Some(hash)) => format!("{name} ({hash})"),
         (_, hash) => hash.unwrap_or_else(|| "unknown: the quote is not kept".into()),
     };
-    let digest = |digest: Option<potluck_protocol::id::Digest>| digest.map_or("not kept".into(), |it| it.short());
+    let digest =
+        |digest: Option<potluck_protocol::id::Digest>| digest.map_or("not kept".into(), |it| it.short());
     vec![
         format!("{}   {who}", it.job),
         format!("  opened      {}", shown(UnixMillis::new(it.opened_unix_ms))),
@@ -62,7 +63,9 @@ fn head(it: &Explanation) -> Vec<String> {
 }
 
 fn terms(it: &Explanation) -> Vec<String> {
-    let Some(terms) = &it.terms else { return vec!["  prices      unknown: the contract is not kept".into()] };
+    let Some(terms) = &it.terms else {
+        return vec!["  prices      unknown: the contract is not kept".into()];
+    };
     let price = |rate: Rate| format!("{} ({rate})", rate.get());
     vec![
         format!(

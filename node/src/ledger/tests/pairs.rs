@@ -1,8 +1,6 @@
 //! Tests of what a ledger keeps of a pair: books, heads, proofs, single statements. Owns: two ledgers that
 //! are each other's peers, and a naive model of one. Never: judges a statement.
 
-use std::collections::BTreeMap;
-
 use potluck_protocol::balance::{Cancel, CancelReason, Countersign, PairId, PairState, Raise, Settle};
 use potluck_protocol::id::PeerId;
 use potluck_protocol::life::LaneState;
@@ -19,23 +17,23 @@ use super::*;
 /// A day and more after the sample lanes were opened.
 const LATER: UnixMillis = UnixMillis::new(200_000_000);
 
-fn us() -> PeerId {
+pub(super) fn us() -> PeerId {
     key(1).peer()
 }
 
-fn them() -> PeerId {
+pub(super) fn them() -> PeerId {
     key(2).peer()
 }
 
-fn pair() -> PairId {
+pub(super) fn pair() -> PairId {
     PairId::of(us(), them()).unwrap()
 }
 
-fn statement(record: Record) -> Statement {
+pub(super) fn statement(record: Record) -> Statement {
     record.statement().unwrap()
 }
 
-fn step(by: u8, n: u32, amount: u64) -> PairState {
+pub(super) fn step(by: u8, n: u32, amount: u64) -> PairState {
     PairState {
         pair: pair(),
         by: key(by).peer(),
@@ -54,36 +52,36 @@ fn state(by: u8, n: u32, amount: u64) -> Statement {
     sign(&key(by), step(by, n, amount)).into()
 }
 
-fn digest(statement: &Statement) -> Digest {
+pub(super) fn digest(statement: &Statement) -> Digest {
     statement.verify().unwrap().digest
 }
 
-fn countersign(by: u8, n: u32, state: &Statement) -> Statement {
+pub(super) fn countersign(by: u8, n: u32, state: &Statement) -> Statement {
     sign(&key(by), Countersign { pair: pair(), by: key(by).peer(), epoch: 0, n, state: digest(state) }).into()
 }
 
-fn cancel(by: u8, n: u32, state: &Statement) -> Statement {
+pub(super) fn cancel(by: u8, n: u32, state: &Statement) -> Statement {
     let (by, proposal, reason) = (key(by), digest(state), CancelReason::Disagrees);
     sign(&by, Cancel { pair: pair(), by: by.peer(), epoch: 0, n, proposal, reason }).into()
 }
 
-fn raise(by: u8, epoch: u32) -> Statement {
+pub(super) fn raise(by: u8, epoch: u32) -> Statement {
     sign(&key(by), Raise { pair: pair(), by: key(by).peer(), epoch }).into()
 }
 
-fn abandon(lane: &Sample, by: u8) -> Statement {
+pub(super) fn abandon(lane: &Sample, by: u8) -> Statement {
     let voucher = Digest::from_bytes([0; 32]);
     let body = Abandon { lane: lane.lane(), by: key(by).peer(), k: 0, amount: NanoCredit::ZERO, voucher };
     sign(&key(by), body).into()
 }
 
-fn end(by: u8, lane: &Sample) -> Statement {
+pub(super) fn end(by: u8, lane: &Sample) -> Statement {
     let Record::Close(mut close) = lane.close() else { unreachable!("made so") };
     close.body.by = key(by).peer();
     sign(&key(by), close.body).into()
 }
 
-fn number(by: u8) -> UnixMillis {
+pub(super) fn number(by: u8) -> UnixMillis {
     UnixMillis::new(1_000 + u64::from(by))
 }
 
@@ -114,14 +112,14 @@ fn heads(ledger: &Ledger, peer: PeerId) -> Vec<LaneHead> {
     heads
 }
 
-fn everything(ledger: &Ledger) -> Vec<Record> {
+pub(super) fn everything(ledger: &Ledger) -> Vec<Record> {
     let mut all = Vec::new();
     ledger.each_object(|record| all.push(record)).unwrap();
     all
 }
 
 /// All that the law can ask about the pair; of every statement that is kept, what its slot holds.
-fn known(ledger: &Ledger, all: &[Record]) -> String {
+pub(super) fn known(ledger: &Ledger, all: &[Record]) -> String {
     let book = ledger.book(them()).unwrap().unwrap();
     let lanes: Vec<_> =
         (0..6).flat_map(|number| [selling(number).lane(), buying_from_them(number).lane()]).collect();
@@ -156,7 +154,7 @@ struct LaneFactsAt {
 }
 
 /// As renter towards the peer to which we sell.
-fn buying_from_them(number: u64) -> Sample {
+pub(super) fn buying_from_them(number: u64) -> Sample {
     Sample { renter: 1, provider: 2, number }
 }
 
@@ -576,169 +574,6 @@ async fn what_nobody_confirmed_is_known_after_a_start() {
     // The open step was of an epoch that is over.
     assert_eq!(found.len(), expected.len(), "{found:?}");
     assert_eq!(ledger.unconfirmed(key(9).peer()).unwrap(), []);
-}
-
-/// A statement of one of two peers about their pair.
-fn said() -> impl Strategy<Value = (u8, bool, u64, u32, u64)> {
-    (0..12_u8, any::<bool>(), 0..5_u64, 1..4_u32, 0..3_u64)
-}
-
-/// What `said` stands for; a countersignature and a cancel answer the state of the other.
-fn statement_of((kind, flip, lane, k, amount): (u8, bool, u64, u32, u64)) -> Statement {
-    let sample = if flip { selling(lane) } else { buying_from_them(lane) };
-    let (by, other) = if flip { (1, 2) } else { (2, 1) };
-    let provider = key(sample.provider);
-    match kind {
-        0 => sample.contract().into(),
-        1 => statement(sample.whole().swap_remove(2)),
-        2 | 3 => statement(sample.voucher(k, amount)),
-        4 => {
-            let receipt = Receipt {
-                lane: sample.lane(),
-                k,
-                amount: NanoCredit::ZERO,
-                voucher: Digest::from_bytes([0; 32]),
-            };
-            sign(&provider, receipt).into()
-        }
-        5 => end(by, &sample),
-        6 => abandon(&sample, by),
-        7 | 8 => {
-            let mut body = step(by, k, amount);
-            body.floor = number(u8::try_from(lane).unwrap());
-            body.settle = (amount == 1).then(|| Settle {
-                payer: key(other).peer(),
-                amount: NanoCredit::new(7),
-                reference: "cash".into(),
-            });
-            sign(&key(by), body).into()
-        }
-        9 => countersign(by, k, &statement_of((7, !flip, lane, k, amount))),
-        10 => cancel(by, k, &statement_of((7, !flip, lane, k, amount))),
-        _ => raise(by, k),
-    }
-}
-
-/// A naive ledger: everything that was kept, in order.
-#[derive(Default)]
-struct Naive {
-    slots: BTreeMap<statement::Slot, Digest>,
-    kept: Vec<Statement>,
-}
-
-impl Naive {
-    /// Was it new? `None` when it is in conflict or alone.
-    fn keep(&mut self, statement: &Statement) -> Option<bool> {
-        let proven = statement.verify().unwrap();
-        let slot = statement.slot().unwrap();
-        if let Statement::Countersign(it) = statement
-            && !self.kept.iter().any(|held| {
-                matches!(held, Statement::State(state) if state.body.n == it.body.n)
-                    && digest(held) == it.body.state
-            })
-        {
-            return None;
-        }
-        match self.slots.get(&slot) {
-            Some(held) => (*held == proven.commitment).then_some(false),
-            None => {
-                self.slots.insert(slot, proven.commitment);
-                self.kept.push(statement.clone());
-                Some(true)
-            }
-        }
-    }
-
-    /// What they owe us: the law's head, and lanes from its floor on.
-    fn balance(&self) -> (i128, u64, Option<potluck_protocol::pair::Head>) {
-        let mut book = potluck_protocol::pair::PairBook::new(us(), them()).unwrap();
-        let mut settled = 0;
-        for statement in &self.kept {
-            match statement {
-                Statement::State(it) => book.note_state(&it.as_ref().clone().verify().unwrap()),
-                Statement::Cancel(it) => book.note_cancel(&it.as_ref().clone().verify().unwrap()),
-                Statement::Raise(it) => book.note_raise(&it.as_ref().clone().verify().unwrap()),
-                Statement::Countersign(it) => {
-                    let state = self.kept.iter().find(|held| digest(held) == it.body.state).unwrap();
-                    let Statement::State(state) = state else { unreachable!("a state's digest") };
-                    let state = state.as_ref().clone().verify().unwrap();
-                    if book.note_agreed(&state, &it.as_ref().clone().verify().unwrap()) {
-                        let paid = state.body().settle.as_ref().filter(|it| it.payer == them());
-                        settled += paid.map_or(0, |it| it.amount.get());
-                    }
-                }
-                _ => {}
-            }
-        }
-        let created = |lane: LaneId| {
-            let contract = self.kept.iter().find_map(|it| match it {
-                Statement::Contract(it) if it.body.lane == lane => Some(it.body.created),
-                _ => None,
-            });
-            contract.unwrap_or(UnixMillis::ZERO)
-        };
-        let mut last = BTreeMap::new();
-        for statement in &self.kept {
-            let Statement::Voucher(it) = statement else { continue };
-            let newest = last.entry(it.body.lane).or_insert((0, 0));
-            *newest = (*newest).max((it.body.k, it.body.amount.get()));
-        }
-        let lanes = last.iter().filter(|(lane, _)| created(**lane) >= book.head().floor);
-        let open = lanes.map(
-            |(lane, (_, amount))| {
-                if lane.provider == us() { i128::from(*amount) } else { -i128::from(*amount) }
-            },
-        );
-        (pair().owed_to(us(), book.head().balance) + open.sum::<i128>(), settled, Some(book.head()))
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
-
-    /// Whatever two peers say, in whatever order: the ledger keeps and adds up as the law does, and an index
-    /// that is built anew, from groups of another size, says the same.
-    #[test]
-    fn any_conversation_is_kept_as_the_law_reads_it(said in proptest::collection::vec((said(), 0..4_u8), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let home = tempfile::tempdir().unwrap();
-        let mut ledger = open(home.path()).0;
-        let (mut naive, mut batch) = (Naive::default(), Vec::new());
-        for (said, pause) in said {
-            batch.push(statement_of(said));
-            if pause == 0 {
-                continue;
-            }
-            let kept = runtime.block_on(ledger.keep_each(batch.clone())).unwrap();
-            for (statement, kept) in batch.drain(..).zip(kept) {
-                match naive.keep(&statement) {
-                    Some(true) => prop_assert_eq!(kept, Kept::New),
-                    Some(false) => prop_assert_eq!(kept, Kept::Known),
-                    None => {
-                        let refused = matches!(kept, Kept::Conflict(_) | Kept::Worthless(RecordError::StateMissing));
-                        prop_assert!(refused, "{:?}", kept);
-                    }
-                }
-            }
-            if pause == 3 {
-                drop(ledger);
-                ledger = open(home.path()).0;
-            }
-        }
-        let (balance, settled, head) = naive.balance();
-        let standing = ledger.standing(them(), NOW).unwrap();
-        prop_assert_eq!((standing.balance, standing.settled.get()), (balance, settled));
-        prop_assert_eq!(ledger.book(them()).unwrap().map(|book| book.head()), head);
-        prop_assert!(ledger.shared.index.is_sound());
-        let all = everything(&ledger);
-        let before = known(&ledger, &all);
-        drop(ledger);
-        fs::remove_dir_all(home.path().join("index")).unwrap();
-        let (ledger, _) = open(home.path());
-        prop_assert!(ledger.shared.index.is_sound());
-        prop_assert_eq!(known(&ledger, &all), before);
-        ledger.check().unwrap();
-    }
 }
 
 #[test]

@@ -413,7 +413,8 @@ impl Pair {
             side.disk.fail(u64::MAX / 2, Failure::PowerCut);
             side.ledger().check().unwrap();
         }
-        let balance = |side: &Side, peer: u8| side.ledger().standing(key(peer).peer()).unwrap().balance;
+        let balance =
+            |side: &Side, peer: u8| side.ledger().standing(key(peer).peer(), wall_now()).unwrap().balance;
         assert_eq!(balance(&self.sides[0], 1), -balance(&self.sides[1], 2));
         for job in &self.jobs {
             let lane = job.sample.lane();
@@ -440,12 +441,7 @@ impl Pair {
 fn lane_of(record: &Record) -> LaneId {
     match record {
         Record::Quote(it) => selling(it.body.serial).lane(),
-        Record::Contract(it) => it.body.lane,
-        Record::Accept(it) => it.body.lane,
-        Record::Meter(it) => it.body.lane,
-        Record::Voucher(it) => it.body.lane,
-        Record::Receipt(it) => it.body.lane,
-        Record::Close(it) => it.body.lane,
+        of_a_lane => of_a_lane.statement().and_then(|statement| statement.lane()).unwrap(),
     }
 }
 
