@@ -79,7 +79,11 @@ impl Run {
 pub(crate) struct Seen {
     /// Tokens that the renter printed.
     pub(crate) printed: BTreeMap<String, u32>,
-    /// Worker time in milliseconds, as the provider said at the job's end.
+    /// The longest operation of a worker in milliseconds, as far as a renter lived to see it: up to the first
+    /// token, or from one to the next.
+    pub(crate) operation: u64,
+    /// Worker time in milliseconds, as the provider said at the end of a job that gave any token: what came
+    /// before the first is one operation, in flight.
     pub(crate) worked: BTreeMap<String, u64>,
     /// The same where the provider died: from the job's begin to that, stalls among it.
     pub(crate) outlived: BTreeMap<String, u64>,
@@ -201,6 +205,7 @@ impl Pair {
         let mut renter = Process::start("potluck", command, &log_of(self.renter.state()))?;
         let mut kill = job.kill.map(|(who, after)| (who, tokio::time::Instant::now() + after));
         let (mut events, mut begun, mut provider_died) = (Vec::new(), None, false);
+        let mut worked_since = Instant::now();
         loop {
             let due = kill.map_or_else(tokio::time::Instant::now, |(_, due)| due);
             tokio::select! {
@@ -208,6 +213,12 @@ impl Pair {
                     Some(event) => {
                         if event["event"] == "accepted" {
                             begun = Some((name_of(&event), Instant::now()));
+                        }
+                        if event["event"] == "output" {
+                            self.seen.operation = self.seen.operation.max(millis(worked_since.elapsed()));
+                        }
+                        if event["phase"] != "run" {
+                            worked_since = Instant::now();
                         }
                         events.push(event);
                     }
@@ -271,6 +282,9 @@ impl Seen {
             Some("accepted") => drop(self.open.insert(job)),
             Some("closed") => {
                 self.open.remove(&job);
+                if event["completion_tokens"] == 0 {
+                    return;
+                }
                 self.worked.insert(job, event["worked_ms"].as_u64().unwrap_or_default());
             }
             _ => {}
