@@ -70,7 +70,7 @@ mod tests {
             vec!["longer\u{1b}[2J".to_owned(), "$1.00".to_owned()],
         ];
         let lines = table(&[text("peer"), number("balance")], &rows);
-        assert_eq!(lines, ["PEER        BALANCE", "a            −$0.01", "longer[2J     $1.00"]);
+        assert_eq!(lines, ["PEER       BALANCE", "a           −$0.01", "longer[2J    $1.00"]);
     }
 
     #[test]
