@@ -11,6 +11,8 @@ BIN := $(CARGO_TARGET_DIR)/debug
 MODELS := smollm2-135m all-minilm-l6-v2
 RUST_MIN := 1.95
 NODES ?= 1000
+KILLS ?= 1000
+SEED ?= 1
 FUZZ_SECONDS ?= 3600
 # What cargo-fuzz passes: coverage for libFuzzer, the address sanitizer, checked arithmetic.
 FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -18,7 +20,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
   -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 \
   -Cdebug-assertions -Coverflow-checks --cfg fuzzing
 
-.PHONY: help setup build model demo test escape-mutations simulate fuzz bench lint clean
+.PHONY: help setup build model demo test escape-mutations simulate crash fuzz bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +61,9 @@ bench: model ## measure; ONLY=market|renter|owner|sandbox|settlement|store narro
 
 simulate: setup ## 1,000 strangers (NODES) in virtual time, one in five a liar: who loses how much at most
 	@POTLUCK_SIMULATE=$(NODES) cargo test -p potluck-tests --locked --test simulation -- --nocapture value_is_conserved
+
+crash: model ## kill a provider and a renter KILLS (1000) times at random, plan by SEED (1): who loses how much
+	@KILLS=$(KILLS) SEED=$(SEED) cargo test -p potluck-tests --locked --test crash -- --ignored --nocapture
 
 fuzz: setup ## strangers' bytes at every parser, FUZZ_SECONDS (3600) each; needs a nightly compiler
 	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)/fuzz" \

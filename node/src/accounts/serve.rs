@@ -13,7 +13,7 @@ use std::time::Duration;
 use potluck_protocol::id::PeerId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Accounts;
@@ -70,10 +70,11 @@ impl Accounts {
     pub async fn serve(self, mut inbound: mpsc::Receiver<InboundRequest>, stop: CancellationToken) {
         let mut connected = self.inner.network.pair_peers();
         let mut news = self.inner.news.take();
-        let mut tidy = interval(TIDY_EVERY);
+        let mut tidy = interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
         tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut server = Server::new(self);
         server.connections(&mut connected);
+        server.begin();
         loop {
             let alarm = server.alarm();
             tokio::select! {
@@ -219,6 +220,15 @@ impl Server {
         self.errands.spawn(async move {
             log(peer, accounts.send_due(peer).await);
             Done::Sent(peer)
+        });
+    }
+
+    /// What was left undone before this process: nobody need be there for it.
+    fn begin(&mut self) {
+        let accounts = self.accounts.clone();
+        self.errands.spawn(async move {
+            accounts.give_up_old_lanes().await;
+            Done::Other
         });
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: giving up lanes in which nothing happened for a day, and the syncs and balances that nobody else
 //! brings about. Never: ends a lane that a job of this process works on, or closes one before a sync.
-//! Called by [`super::serve`] at its start and every half hour.
+//! Called by [`super::serve`]: lanes at its start, everything every half hour.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,9 +18,7 @@ const SYNC_WITHIN: Duration = Duration::from_secs(30);
 impl Accounts {
     /// Goes through the books once.
     pub(super) async fn tidy(&self) {
-        if let Err(error) = self.abandon_old_lanes().await {
-            tracing::warn!(%error, "old lanes were not given up");
-        }
+        self.give_up_old_lanes().await;
         let connected = self.inner.network.pair_peers().borrow().clone();
         let peers = self.inner.ledger.peers().unwrap_or_else(|error| {
             tracing::warn!(%error, "the books were not gone through");
@@ -35,6 +33,13 @@ impl Accounts {
             if let Err(error) = tidied {
                 tracing::debug!(%peer, %error, "an account was not tidied");
             }
+        }
+    }
+
+    /// Gives up the lanes in which nothing happened for a day.
+    pub(super) async fn give_up_old_lanes(&self) {
+        if let Err(error) = self.abandon_old_lanes().await {
+            tracing::warn!(%error, "old lanes were not given up");
         }
     }
 

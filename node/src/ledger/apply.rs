@@ -44,11 +44,18 @@ pub(super) struct Quoted {
     pub(super) slot: LaneId,
 }
 
+/// What a change of a lane is measured against.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    opened: UnixMillis,
+    has_ended: bool,
+}
+
 /// Lanes, accounts and books as a group of records leaves them, before any of it is written.
 #[derive(Default)]
 struct Changes {
-    /// As it was, and as it will be.
-    lanes: HashMap<LaneKey, (Option<LaneState>, LaneState)>,
+    /// What it was, if it was there, and as it will be.
+    lanes: HashMap<LaneKey, (Option<Before>, LaneState)>,
     accounts: BTreeMap<PeerId, Account>,
     books: BTreeMap<PeerId, PairBook>,
     /// Balances that are not agreed; `None` once they are.
@@ -130,9 +137,13 @@ impl Index {
         let (_, after) = match changes.lanes.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let before: Option<LaneState> = self.get(Table::Lanes, &key)?;
-                let after = before.clone().unwrap_or_else(|| LaneState::new(lane));
-                entry.insert((before, after))
+                let held = match self.recall(&key) {
+                    Some(held) => Some(held),
+                    None => self.get::<LaneState>(Table::Lanes, &key)?,
+                };
+                let before =
+                    held.as_ref().map(|held| Before { opened: held.opened(), has_ended: held.has_ended() });
+                entry.insert((before, held.unwrap_or_else(|| LaneState::new(lane))))
             }
         };
         let part = if after.is_new() { Part::default() } else { after.part(me, floor) };
@@ -237,20 +248,20 @@ impl Index {
         &self,
         writes: &mut Writes,
         key: &LaneKey,
-        (before, after): (Option<&LaneState>, &LaneState),
+        (before, after): (Option<Before>, &LaneState),
         floor: Option<UnixMillis>,
     ) -> Result<(), ReadError> {
-        let moved = before.filter(|before| before.opened() != after.opened());
+        let moved = before.filter(|before| before.opened != after.opened());
         if let Some(before) = moved {
-            writes.remove(Table::Times, &time_key(before));
+            writes.remove(Table::Times, &time_key(before.opened, key));
         }
         if before.is_none() || moved.is_some() {
-            writes.put(Table::Times, &time_key(after), Vec::new());
+            writes.put(Table::Times, &time_key(after.opened(), key), Vec::new());
         }
         if let Some(floor) = floor {
             Self::list(writes, key, after, floor);
         }
-        let was_open = before.is_some_and(|before| !before.has_ended());
+        let was_open = before.is_some_and(|before| !before.has_ended);
         if was_open && after.has_ended() {
             writes.remove(Table::Open, key);
         } else if before.is_none() && !after.has_ended() {
@@ -263,10 +274,10 @@ impl Index {
     fn write_changes(&self, mut changes: Changes, mut writes: Writes) -> Result<(), ReadError> {
         for (key, (before, after)) in &changes.lanes {
             let peer = after.peer(self.me);
-            let stays = before.as_ref().is_some_and(|before| before.opened() == after.opened())
+            let stays = before.is_some_and(|before| before.opened == after.opened())
                 && !changes.moved.contains_key(&peer);
             let floor = changes.accounts.get(&peer).filter(|_| !stays).map(|account| account.floor);
-            self.write_lane(&mut writes, key, (before.as_ref(), after), floor)?;
+            self.write_lane(&mut writes, key, (*before, after), floor)?;
         }
         for (peer, book) in std::mem::take(&mut changes.books) {
             let statements = statements_of(&book);
@@ -282,7 +293,9 @@ impl Index {
         for (peer, account) in &changes.accounts {
             writes.put(Table::Accounts, peer.as_bytes(), self.encode(account)?);
         }
-        self.write(writes)
+        self.write(writes)?;
+        self.remember(changes.lanes.into_iter().map(|(key, (_, lane))| (key, lane)));
+        Ok(())
     }
 
     /// The statements that make the book with `peer`.

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use potluck_protocol::id::{Digest, PeerId};
-use potluck_protocol::proof::Equivocation;
+use potluck_protocol::proof::{Equivocation, ProofError};
 use potluck_protocol::sign::SignError;
+use potluck_protocol::wire::WireError;
 use thiserror::Error;
 
-use super::record::{Kind, RecordError};
+use super::record::Kind;
 
 /// Why a ledger cannot be opened. Fault: this machine's disk, or whoever changed its files.
 #[derive(Debug, Error)]
@@ -102,6 +103,50 @@ pub enum LedgerError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+/// Why an object may not enter this ledger. Fault: whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The signature does not hold.
+    #[error(transparent)]
+    Signature(#[from] SignError),
+    /// Not the encoding of such an object.
+    #[error(transparent)]
+    Encoding(#[from] WireError),
+    /// A kind that this version does not know.
+    #[error("record kind {number} is unknown to this version")]
+    UnknownKind {
+        /// Its number.
+        number: u8,
+    },
+    /// Between others, or between us and ourselves.
+    #[error("the {kind} is between {one} and {other}; this ledger keeps what is between {me} and others")]
+    NotOurs {
+        /// Which kind of object.
+        kind: Kind,
+        /// One of the two.
+        one: PeerId,
+        /// The other.
+        other: PeerId,
+        /// Whose ledger this is.
+        me: PeerId,
+    },
+    /// Signed by somebody who has no part in it.
+    #[error("{by} signs what is not its own")]
+    Stranger {
+        /// Who.
+        by: PeerId,
+    },
+    /// A countersignature whose state is not held: whoever has both shows both.
+    #[error("a countersignature came without the balance that it agrees to")]
+    StateMissing,
+    /// The provider gave the number of one quote to another. That breaks no promise: it is bound to both.
+    #[error("the provider gave this quote's number to another quote before")]
+    SerialTaken,
+    /// A proof that proves nothing.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
 }
 
 /// Why records were not kept. None of the batch was, unless the kind says otherwise.

@@ -10,30 +10,32 @@
 //! reads every key three times. The tree's name carries the schema's version: a change of a value's layout
 //! changes the name, and the next open finds no place and rebuilds.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use potluck_protocol::id::{Digest, LaneId, PeerId};
+use potluck_protocol::unit::UnixMillis;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sled::{Batch, Db, IVec, Tree};
 
-use super::account::{Account, Part};
+use super::account::Account;
 use super::error::{LedgerError, ReadError};
 use super::journal::Place;
 use super::lane::LaneState;
 use super::read::Spot;
-use super::record::Kind;
 use super::seal;
-use super::slot::{LANE_KEY_BYTES, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
+use super::slot::{LANE_KEY_BYTES, LaneKey, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
 
 const TREE: &str = "index-2";
 const REFLECTED: &[u8] = b"reflected";
 const BASE: &[u8] = b"base";
 const HORIZON: &[u8] = b"horizon";
+/// Lanes that are kept at hand, or some more: the last group's.
+const RECENT_LANES: usize = 512;
 /// sled's page cache, in bytes.
 const CACHE_BYTES: u64 = 32 << 20;
 
@@ -100,6 +102,8 @@ pub(super) struct Index {
     db: Db,
     tree: Tree,
     horizon: Arc<AtomicU64>,
+    /// Lanes as they were last written: those that run are changed again and again.
+    recent: Arc<Mutex<HashMap<LaneKey, LaneState>>>,
 }
 
 impl fmt::Debug for Index {
@@ -159,71 +163,13 @@ impl Index {
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             let db = config.open()?;
             let tree = db.open_tree(TREE)?;
-            Ok(Self { me, path: path.to_owned(), tree, db, horizon: Arc::default() })
+            Ok(Self { me, path: path.to_owned(), tree, db, horizon: Arc::default(), recent: Arc::default() })
         }))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".to_owned())))
         .map_err(|error| error.to_string())?;
         let horizon: Option<u64> = index.get(Table::Meta, HORIZON).map_err(|error| error.to_string())?;
         index.horizon.store(horizon.unwrap_or_default(), Ordering::Relaxed);
         Ok(index)
-    }
-
-    /// Does every record have its slot, and does all that is kept twice agree? (sled may come back
-    /// from damage with some keys missing and no error.)
-    pub(super) fn is_sound(&self) -> bool {
-        let sound = || -> Result<bool, ReadError> {
-            Ok(self.counts_slots()? && self.adds_up()? && self.keeps_books()?)
-        };
-        catch_unwind(AssertUnwindSafe(sound)).is_ok_and(|sound| sound.unwrap_or(false))
-    }
-
-    fn counts_slots(&self) -> Result<bool, ReadError> {
-        let (mut slots, mut quotes, mut proofs) = (0_u64, 0, 0);
-        for entry in self.scan(Table::Slots, &[]) {
-            slots += 1;
-            let kind = kind_and_k(&entry?.0).and_then(|(kind, _)| Kind::from_number(kind));
-            quotes += u64::from(kind == Some(Kind::Quote));
-            proofs += u64::from(kind == Some(Kind::Proof));
-        }
-        let records = self.place()?.map_or(0, |place| place.position.records);
-        Ok(Some(slots) == records.checked_sub(self.base()?.dropped)
-            && self.count(Table::Quotes)? == quotes
-            && self.count(Table::Proofs)? == proofs)
-    }
-
-    fn adds_up(&self) -> Result<bool, ReadError> {
-        let accounts: BTreeMap<_, _> = self.accounts()?.into_iter().collect();
-        let (mut parts, mut lanes, mut open, mut current) = (BTreeMap::<PeerId, Part>::new(), 0, 0, 0);
-        self.each_lane(|lane| {
-            let peer = lane.peer(self.me);
-            let floor = accounts.get(&peer).map(|account| account.floor).unwrap_or_default();
-            let part = parts.entry(peer).or_default();
-            *part = part.and(lane.part(self.me, floor));
-            lanes += 1;
-            open += u64::from(!lane.has_ended());
-            current += u64::from(lane.opened() >= floor);
-            Ok::<_, ReadError>(())
-        })?;
-        let agree = parts.keys().all(|peer| accounts.contains_key(peer))
-            && accounts.iter().all(|(peer, it)| it.part == parts.get(peer).copied().unwrap_or_default());
-        let counts = [(Table::Times, lanes), (Table::Open, open), (Table::Current, current)];
-        counts.into_iter().try_fold(agree, |agree, (table, count)| Ok(agree && self.count(table)? == count))
-    }
-
-    fn keeps_books(&self) -> Result<bool, ReadError> {
-        let mut proposed = 0;
-        for (peer, account) in self.accounts()? {
-            let statements = self.statements(peer)?;
-            let Some(book) = super::account::book_of(self.me, peer, &statements) else { return Ok(false) };
-            let head = (book.pair().owed_to(self.me, book.head().balance), book.head().floor);
-            if u32::try_from(statements.len()).ok() != Some(account.book)
-                || head != (account.agreed, account.floor)
-            {
-                return Ok(false);
-            }
-            proposed += u64::from(account.proposed);
-        }
-        Ok(self.count(Table::States)? == proposed)
     }
 
     /// What a test breaks.
@@ -272,6 +218,25 @@ impl Index {
     /// Rests on another checkpoint.
     pub(super) fn set_base(&self, base: Base) -> Result<(), ReadError> {
         self.set(Table::Meta, BASE, &base)
+    }
+
+    /// Takes a lane out of those that were written last.
+    pub(super) fn recall(&self, key: &LaneKey) -> Option<LaneState> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    }
+
+    /// Is this a lane that was written lately, and that nobody ended?
+    pub(super) fn is_running(&self, key: &LaneKey) -> bool {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
+    /// Keeps lanes at hand as they were just written.
+    pub(super) fn remember(&self, lanes: impl Iterator<Item = (LaneKey, LaneState)>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() >= RECENT_LANES {
+            recent.clear();
+        }
+        recent.extend(lanes.filter(|(_, lane)| !lane.has_ended()));
     }
 
     /// What fills the slot with this key, if anything does.
@@ -363,7 +328,8 @@ impl Index {
         Ok((key.subslice(1, key.len().saturating_sub(1)), value))
     }
 
-    fn count(&self, table: Table) -> Result<u64, ReadError> {
+    /// Entries of a table.
+    pub(super) fn count(&self, table: Table) -> Result<u64, ReadError> {
         self.scan(table, &[]).try_fold(0, |count, entry| entry.map(|_| count + 1))
     }
 
@@ -415,9 +381,9 @@ impl Index {
 }
 
 /// When a lane was opened, and its key: newest last, then by lane.
-pub(super) fn time_key(lane: &LaneState) -> [u8; 8 + LANE_KEY_BYTES] {
+pub(super) fn time_key(opened: UnixMillis, lane: &LaneKey) -> [u8; 8 + LANE_KEY_BYTES] {
     let mut key = [0; 8 + LANE_KEY_BYTES];
-    key[..8].copy_from_slice(&lane.opened().get().to_be_bytes());
-    key[8..].copy_from_slice(&lane_key(&lane.lane));
+    key[..8].copy_from_slice(&opened.get().to_be_bytes());
+    key[8..].copy_from_slice(lane);
     key
 }

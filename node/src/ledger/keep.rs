@@ -12,11 +12,11 @@ use potluck_protocol::proof::Equivocation;
 use potluck_protocol::statement::Statement;
 use tokio::sync::oneshot;
 
-use super::error::{AppendError, LedgerError, ReadError};
+use super::error::{AppendError, LedgerError, ReadError, RecordError};
 use super::index::Table;
 use super::journal::MAX_GROUP_BYTES;
 use super::read::Reader;
-use super::record::{Checked, Record, RecordError, VerifiedRecord};
+use super::record::{Checked, Record, VerifiedRecord};
 use super::writer::{Batch, Outcome, Request, batch_bytes};
 use super::{Ledger, wall_now};
 

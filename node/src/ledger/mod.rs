@@ -33,6 +33,7 @@ mod read;
 mod record;
 mod seal;
 mod slot;
+mod sound;
 mod view;
 mod writer;
 
@@ -58,10 +59,10 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use check::{Checkup, read_segment};
 pub use compact::{Compacted, Retention};
-pub use error::{AppendError, CompactError, LedgerError, ReadError};
+pub use error::{AppendError, CompactError, LedgerError, ReadError, RecordError};
 pub use keep::Kept;
 pub use load::Progress;
-pub use record::{Kind, Record, RecordError, VerifiedRecord};
+pub use record::{Kind, Record, VerifiedRecord};
 pub use view::{Filter, LaneRole, LaneSummary, PairBalance, Totals};
 
 use compact::Plan;

@@ -14,13 +14,14 @@ use potluck_protocol::balance::{Cancel, Countersign, PairState, Raise};
 use potluck_protocol::codec::Bounded as _;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::offer::Quote;
-use potluck_protocol::proof::{Equivocation, ProofError};
+use potluck_protocol::proof::Equivocation;
 use potluck_protocol::settle::{Abandon, Accept, Close, Contract, Meter, Receipt, Voucher};
-use potluck_protocol::sign::{SignError, Signable, Signed, Verified, preimage};
+use potluck_protocol::sign::{Signable, Signed, Verified, preimage};
 use potluck_protocol::statement::Statement;
 use potluck_protocol::unit::UnixMillis;
 use potluck_protocol::wire::{self, WireError};
 
+use super::error::RecordError;
 use super::slot::{Slot, SlotKey, Subject, side};
 
 /// What compaction does with an object.
@@ -276,50 +277,6 @@ impl Kind {
     pub(super) fn number(self) -> u8 {
         self as u8
     }
-}
-
-/// Why an object may not enter this ledger. Fault: whoever made it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// The signature does not hold.
-    #[error(transparent)]
-    Signature(#[from] SignError),
-    /// Not the encoding of such an object.
-    #[error(transparent)]
-    Encoding(#[from] WireError),
-    /// A kind that this version does not know.
-    #[error("record kind {number} is unknown to this version")]
-    UnknownKind {
-        /// Its number.
-        number: u8,
-    },
-    /// Between others, or between us and ourselves.
-    #[error("the {kind} is between {one} and {other}; this ledger keeps what is between {me} and others")]
-    NotOurs {
-        /// Which kind of object.
-        kind: Kind,
-        /// One of the two.
-        one: PeerId,
-        /// The other.
-        other: PeerId,
-        /// Whose ledger this is.
-        me: PeerId,
-    },
-    /// Signed by somebody who has no part in it.
-    #[error("{by} signs what is not its own")]
-    Stranger {
-        /// Who.
-        by: PeerId,
-    },
-    /// A countersignature whose state is not held: whoever has both shows both.
-    #[error("a countersignature came without the balance that it agrees to")]
-    StateMissing,
-    /// The provider gave the number of one quote to another. That breaks no promise: it is bound to both.
-    #[error("the provider gave this quote's number to another quote before")]
-    SerialTaken,
-    /// A proof that proves nothing.
-    #[error(transparent)]
-    Proof(#[from] ProofError),
 }
 
 /// An object whose signature this process made or checked: keeping it costs no second check.

@@ -9,7 +9,8 @@ use potluck_protocol::balance::PairId;
 use potluck_protocol::id::{LaneId, PeerId};
 use potluck_protocol::statement::{self, Place};
 
-use super::record::{Kind, RecordError};
+use super::error::RecordError;
+use super::record::Kind;
 
 /// Bytes of a slot's key in the index.
 pub(super) const SLOT_KEY_BYTES: usize = SUBJECT_BYTES + 1 + 4;

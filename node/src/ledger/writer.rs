@@ -22,7 +22,7 @@ use super::index::Index;
 use super::journal::{Journal, MAX_GROUP_BYTES};
 use super::read::{FileId, Spot};
 use super::record::{Checked, Kind, Record};
-use super::slot::{Slot, SlotKey};
+use super::slot::{Slot, SlotKey, lane_key};
 use super::wall_now;
 
 /// After so many records the index is flushed: what a restart after a crash reads again at most.
@@ -228,7 +228,9 @@ impl Writer {
         if self.horizon == 0 {
             return Ok(false);
         }
-        let Some(lane) = slot.lane() else { return Ok(false) };
+        let Some(lane) = slot.lane().filter(|lane| !self.index.is_running(&lane_key(lane))) else {
+            return Ok(false);
+        };
         let lane = self.index.lane(&lane)?.filter(|lane| lane.is_put_away(self.horizon));
         Ok(lane.is_some_and(|lane| self.retiring || lane.may_have_held(slot)))
     }

@@ -4,7 +4,7 @@
 //! laws that they must keep. Never: touches the ledgers themselves, or asks the programs. Called after
 //! each kill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ use potluck_protocol::sync::{HeadsDigest, StepHead};
 use potluck_protocol::unit::UnixMillis;
 use tempfile::TempDir;
 
-use crate::pair::{Pair, Seen};
+use crate::pair::{Pair, Seen, Who};
 
 /// What the provider may lose besides window and quantum: one operation in flight, in milliseconds.
 const OPERATION_MS: u64 = 500;
@@ -48,7 +48,12 @@ pub(crate) struct Books {
     _home: TempDir,
 }
 
-type Lane = (BTreeMap<u32, Signed<Voucher>>, BTreeMap<u32, Meter>);
+/// The vouchers and meters of a lane, by number.
+#[derive(Debug, Default, PartialEq)]
+struct Paid {
+    vouchers: BTreeMap<u32, Signed<Voucher>>,
+    meters: BTreeMap<u32, Meter>,
+}
 
 impl Books {
     /// Copies the journal in the state folder `state`, whether or not a program has it open, and reads all
@@ -76,16 +81,19 @@ impl Books {
         Ok(lanes.into_iter().map(|lane| (lane.lane, lane)).collect())
     }
 
-    fn lane(&self, lane: &LaneId) -> Result<Lane, String> {
-        let (mut vouchers, mut meters) = (BTreeMap::new(), BTreeMap::new());
-        for record in self.ledger.objects(lane).map_err(|error| error.to_string())? {
-            match record.statement() {
-                Some(Statement::Voucher(it)) => drop(vouchers.insert(it.body.k, *it)),
-                Some(Statement::Meter(it)) => drop(meters.insert(it.body.k, it.body)),
-                _ => {}
+    fn paid(&self) -> Result<BTreeMap<LaneId, Paid>, String> {
+        let mut lanes: BTreeMap<LaneId, Paid> = BTreeMap::new();
+        let read = self.ledger.each_object(|record| match record.statement() {
+            Some(Statement::Voucher(it)) => {
+                lanes.entry(it.body.lane).or_default().vouchers.insert(it.body.k, *it);
             }
-        }
-        Ok((vouchers, meters))
+            Some(Statement::Meter(it)) => {
+                lanes.entry(it.body.lane).or_default().meters.insert(it.body.k, it.body);
+            }
+            _ => {}
+        });
+        read.map_err(|error| error.to_string())?;
+        Ok(lanes)
     }
 
     fn balance(&self, peer: PeerId) -> Result<i128, String> {
@@ -107,34 +115,35 @@ fn now() -> UnixMillis {
     UnixMillis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Each ledger alone: nothing that was written is damaged, whatever the other side holds.
-pub(crate) fn alone(pair: &Pair) -> Result<(), String> {
-    Books::copied(pair.renter.state())?;
-    Books::copied(&pair.provider_state).map(drop)
+/// One ledger alone: nothing that was written is damaged, whatever the other side holds.
+pub(crate) fn alone(pair: &Pair, who: Who) -> Result<(), String> {
+    Books::copied(if who == Who::Renter { pair.renter.state() } else { &pair.provider_state }).map(drop)
 }
 
 /// Both ledgers after the two were brought together: sound, and the same money on both; with the
 /// largest losses so far.
 pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
     let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    compared(&renter, &provider, &pair.seen)
+}
+
+fn compared(renter: &Books, provider: &Books, seen: &Seen) -> Result<Losses, String> {
     let (owed, due) = (-renter.balance(provider.me)?, provider.balance(renter.me)?);
     if owed != due {
         return Err(format!("the renter says it owes {owed}, the provider that {due} are due"));
     }
-    let (ours, theirs) = (renter.lanes()?, provider.lanes()?);
+    let (lanes, mut paid, mut taken) = (provider.lanes()?, renter.paid()?, provider.paid()?);
     let mut losses = Losses::default();
-    for lane in ours.keys().chain(theirs.keys()) {
-        let (paid, taken) = (renter.lane(lane)?, provider.lane(lane)?);
-        if paid.0 != taken.0 {
-            return Err(format!(
-                "{lane}: the renter holds vouchers {:?}, the provider {:?}",
-                paid.0, taken.0
-            ));
+    for lane in lanes.keys().chain(paid.keys()).copied().collect::<BTreeSet<_>>() {
+        let (paid, taken) = (paid.remove(&lane).unwrap_or_default(), taken.remove(&lane).unwrap_or_default());
+        if paid.vouchers != taken.vouchers {
+            let (paid, taken) = (paid.vouchers, taken.vouchers);
+            return Err(format!("{lane}: the renter holds vouchers {paid:?}, the provider {taken:?}"));
         }
-        let terms = ours.get(lane).or(theirs.get(lane)).and_then(|lane| lane.terms).ok_or("no terms")?;
-        let lost = losses_in(&lane.to_string(), &paid, &pair.seen)?;
+        let terms = lanes.get(&lane).and_then(|lane| lane.terms).ok_or("meters without a contract")?;
+        let lost = losses_in(&lane.to_string(), &paid, seen)?;
         let (quantum, window) = (terms.quantum.get(), terms.window.get());
-        let unsure = if pair.seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
+        let unsure = if seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
         if lost.renter > quantum || lost.provider > quantum + window + OPERATION_MS + unsure {
             return Err(format!("{lane}: {lost:?} is over the bound"));
         }
@@ -143,10 +152,16 @@ pub(crate) fn together(pair: &Pair) -> Result<Losses, String> {
     Ok(losses)
 }
 
-/// As [`together`], once no job is open any more: then the two hold the very same.
-pub(crate) fn at_rest(pair: &Pair) -> Result<Losses, String> {
-    let losses = together(pair)?;
+/// As [`together`], once no job is open any more: then the two hold the very same, and the renter owes all
+/// that is vouched, less its `payments`.
+pub(crate) fn at_rest(pair: &Pair, payments: u64) -> Result<Losses, String> {
     let (renter, provider) = (Books::copied(pair.renter.state())?, Books::copied(&pair.provider_state)?);
+    let losses = compared(&renter, &provider, &pair.seen)?;
+    let vouched: u64 = provider.lanes()?.values().map(|lane| lane.amount.get()).sum();
+    let due = provider.balance(renter.me)?;
+    if due != i128::from(vouched) - i128::from(payments) {
+        return Err(format!("{vouched} are vouched, {payments} are paid and {due} are due"));
+    }
     let (ours, theirs) = (renter.digest(provider.me)?, provider.digest(renter.me)?);
     if ours != theirs {
         return Err(format!("the two hold other things: {ours} and {theirs}"));
@@ -162,10 +177,10 @@ fn is_left_open(lane: &LaneSummary) -> bool {
     lane.reason.is_none() && (lane.meters > 0 || lane.vouchers > 0)
 }
 
-fn losses_in(name: &str, (vouchers, meters): &Lane, seen: &Seen) -> Result<Losses, String> {
+fn losses_in(name: &str, held: &Paid, seen: &Seen) -> Result<Losses, String> {
     let (mut paid, mut productive, mut tokens) = (0, 0, 0);
-    for (k, voucher) in vouchers {
-        let meter = meters.get(k).ok_or_else(|| format!("{name}: voucher {k} pays for no meter"))?;
+    for (k, voucher) in &held.vouchers {
+        let meter = held.meters.get(k).ok_or_else(|| format!("{name}: voucher {k} pays for no meter"))?;
         paid = voucher.body.usage.total().get();
         if meter.tokens > tokens {
             (productive, tokens) = (paid, meter.tokens);

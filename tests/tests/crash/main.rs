@@ -15,7 +15,7 @@ use potluck_node::fault::{self, Point};
 use tokio::task::JoinSet;
 
 use crate::audit::Losses;
-use crate::pair::{Job, Pair, Run};
+use crate::pair::{Job, Pair, Run, SAID, Who};
 
 /// Tokens of a job that passes every point of a job once.
 const SHORT: u32 = 4;
@@ -24,6 +24,10 @@ const BOTH_DIE: [(Point, Point); 2] = [
     (fault::PROVIDER_METER_KEPT, fault::RENTER_OWN_CLOSE_SIGNED),
     (fault::PROVIDER_RECEIPT_KEPT, fault::RENTER_OWN_CLOSE_KEPT),
 ];
+/// What only one who is asked passes.
+const ASKED: [Point; 3] = [fault::PAIR_QUESTION_RECEIVED, fault::PAIR_ANSWER_READY, fault::PAIR_ANSWER_SENT];
+/// One payment, in nano-credits.
+const PAYMENT: u64 = 1_000;
 /// Times that a difference is made until a program is killed where the two compare their ledgers: who
 /// asks first is a matter of time.
 const TRIES: usize = 4;
@@ -33,15 +37,16 @@ async fn recovered(pair: &mut Pair, after: &str) -> Losses {
     let run = pair.rent(&Job { tokens: SHORT, ..Job::default() }).await.unwrap();
     let (error, logs) = (run.ended.event("error"), [&run.ended.stderr, &pair.provider_stderr()]);
     assert!(run.is_done(), "after {after}: {error}\n{}\n{}", logs[0], logs[1]);
+    pair.hear(SAID).await;
     audit::together(pair).unwrap_or_else(|why| panic!("after {after}: {why}"))
 }
 
-/// The end of a test: every job has ended, and the two hold the very same.
-async fn at_rest(pair: &mut Pair) -> Losses {
+/// The end of a pair: every job has ended, the two hold the very same, and all `payments` have counted once.
+async fn at_rest(pair: &mut Pair, payments: u64) -> Losses {
     pair.until_all_ended().await.unwrap();
     recovered(pair, "all").await;
     pair.until_all_ended().await.unwrap();
-    audit::at_rest(pair).unwrap()
+    audit::at_rest(pair, payments).unwrap()
 }
 
 /// A voucher that the provider lacks, and a job that both hold open.
@@ -52,104 +57,144 @@ async fn differ(pair: &mut Pair) -> Run {
     run
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_renter_may_die_at_any_point() {
-    let mut pair = Pair::new().await.unwrap();
-    pair.provide(None).await.unwrap();
-    let alone = fault::RENTER_POINTS.iter().filter(|point| BOTH_DIE.iter().all(|(_, own)| own != *point));
-    for point in alone {
-        let fault = Some(point.to_string());
-        let run = pair.rent(&Job { tokens: SHORT, fault, ..Job::default() }).await.unwrap();
-        assert!(run.renter_died(), "{point} was not passed: {:?}", run.ended.events);
-        audit::alone(&pair).unwrap();
-        recovered(&mut pair, point.name()).await;
+/// Who dies where.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    who: Who,
+    point: Point,
+    /// Where the renter dies when it finds its provider dead.
+    own: Option<Point>,
+    /// What the two have to compare before.
+    before: Before,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    /// A voucher, and a job that is open on both sides.
+    Voucher,
+    /// The owner's word that a payment came.
+    Payment,
+}
+
+impl Cell {
+    fn of(who: Who, point: Point, before: Before) -> Self {
+        Self { who, point, own: None, before }
     }
-    for point in fault::PAIR_POINTS {
+
+    /// One program dies at the cell's point; then the two are brought together again.
+    async fn live(self, pair: &mut Pair, nth: usize) {
+        self.prepare(pair, nth).await;
+        if self.who == Who::Provider {
+            pair.kill_provider().await.unwrap();
+            pair.provide(Some(self.point.name())).await.unwrap();
+        }
         let mut died = false;
-        for _ in 0..TRIES {
-            differ(&mut pair).await;
-            let fault = Some(point.to_string());
-            let run = pair.rent(&Job { tokens: SHORT, fault, ..Job::default() }).await.unwrap();
-            died = run.renter_died();
+        for attempt in 1..=TRIES {
+            let dies = self.who == Who::Provider && attempt == TRIES;
+            died = self.dies(
+                &pair
+                    .rent(&Job { fault: self.fault(), tokens: SHORT, dies, ..Job::default() })
+                    .await
+                    .unwrap(),
+            );
+            if !died && self.before == Before::Voucher {
+                died = differ(pair).await.provider_died && self.who == Who::Provider;
+            }
             if died {
                 break;
             }
         }
-        assert!(died, "{point} was not passed");
-        audit::alone(&pair).unwrap();
-        recovered(&mut pair, point.name()).await;
+        assert!(died, "{self:?} was not passed");
+        audit::alone(pair, self.who).unwrap();
+        recovered(pair, &format!("{self:?}")).await;
     }
-    let losses = at_rest(&mut pair).await;
-    println!("a renter died at {} points: {losses:?}", fault::RENTER_POINTS.len() + fault::PAIR_POINTS.len());
-}
 
-/// Where a provider dies, and where its renter does when it finds that.
-#[derive(Clone, Copy)]
-struct Cell {
-    point: Point,
-    own: Option<Point>,
-    /// Must there be something to compare before?
-    compares: bool,
-}
-
-/// A provider is started to die at the cell's point, and both come together again after it did.
-async fn provider_dies_at(pair: &mut Pair, Cell { point, own, compares }: Cell) {
-    if compares {
-        differ(pair).await;
-    }
-    pair.kill_provider().await.unwrap();
-    pair.provide(Some(point.name())).await.unwrap();
-    let mut died = false;
-    for nth in 1..=TRIES {
-        let fault = own.map(|own| own.to_string());
-        let run =
-            pair.rent(&Job { tokens: SHORT, fault, dies: nth == TRIES, ..Job::default() }).await.unwrap();
-        assert_eq!(run.renter_died(), own.is_some() && run.provider_died, "{own:?}: {:?}", run.ended.events);
-        died = run.provider_died || (compares && differ(pair).await.provider_died);
-        if died {
-            break;
+    async fn prepare(self, pair: &mut Pair, nth: usize) {
+        match self.before {
+            Before::Nothing => {}
+            Before::Voucher => drop(differ(pair).await),
+            Before::Payment => pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap(),
         }
     }
-    assert!(died, "{point} was not passed");
-    audit::alone(pair).unwrap();
-    recovered(pair, point.name()).await;
+
+    /// The renter's fault point.
+    fn fault(self) -> Option<String> {
+        let point = if self.who == Who::Renter { Some(self.point) } else { self.own };
+        point.map(|point| point.to_string())
+    }
+
+    fn dies(self, run: &Run) -> bool {
+        if self.who == Who::Renter {
+            return run.renter_died();
+        }
+        assert_eq!(
+            run.renter_died(),
+            self.own.is_some() && run.provider_died,
+            "{self:?}: {:?}",
+            run.ended.events
+        );
+        run.provider_died
+    }
 }
 
-/// Goes through `cells` with two pairs at a time: a crash is mostly waited for.
-async fn go_through(cells: Vec<Cell>) -> Losses {
+/// Goes through `cells` with `pairs` at a time: a crash is mostly waited for.
+async fn go_through(cells: Vec<Cell>, pairs: usize) {
     let mut lives = JoinSet::new();
-    for half in cells.chunks(cells.len().div_ceil(2)).map(<[Cell]>::to_vec) {
+    for part in cells.chunks(cells.len().div_ceil(pairs)).map(<[Cell]>::to_vec) {
         lives.spawn(async move {
             let mut pair = Pair::new().await.unwrap();
             pair.provide(None).await.unwrap();
-            for cell in half {
-                provider_dies_at(&mut pair, cell).await;
+            recovered(&mut pair, "nothing").await;
+            for (nth, cell) in part.iter().enumerate() {
+                cell.live(&mut pair, nth).await;
             }
-            at_rest(&mut pair).await
+            let paid = part.iter().filter(|cell| cell.before == Before::Payment).count();
+            at_rest(&mut pair, u64::try_from(paid).unwrap() * PAYMENT).await
         });
     }
-    lives.join_all().await.into_iter().fold(Losses::default(), Losses::max)
+    let losses = lives.join_all().await.into_iter().fold(Losses::default(), Losses::max);
+    println!("{} deaths: {losses:?}", cells.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renter_may_die_at_any_point() {
+    let alone = fault::RENTER_POINTS.iter().filter(|point| BOTH_DIE.iter().all(|(_, own)| own != *point));
+    let alone = alone.map(|point| Cell::of(Who::Renter, *point, Before::Nothing));
+    let compared = fault::PAIR_POINTS.iter().map(|point| {
+        // A provider has a question of its own when there is a payment to be agreed.
+        let before = if ASKED.contains(point) { Before::Payment } else { Before::Voucher };
+        Cell::of(Who::Renter, *point, before)
+    });
+    go_through(alone.chain(compared).collect(), 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_may_die_at_any_point_of_a_job() {
-    let cell = |point, own| Cell { point, own, compares: false };
-    let alone = fault::PROVIDER_POINTS.iter().map(|point| cell(*point, None));
-    let cells = alone.chain(BOTH_DIE.map(|(point, own)| cell(point, Some(own))));
-    let losses = go_through(cells.collect()).await;
-    println!("a provider died at {} points of a job: {losses:?}", fault::PROVIDER_POINTS.len());
+    let alone = fault::PROVIDER_POINTS.iter().map(|point| Cell::of(Who::Provider, *point, Before::Nothing));
+    let both = BOTH_DIE
+        .map(|(point, own)| Cell { own: Some(own), ..Cell::of(Who::Provider, point, Before::Nothing) });
+    go_through(alone.chain(both).collect(), 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_may_die_while_ledgers_are_compared() {
     let points = [fault::PAIR_POINTS, fault::PAID_LATE_POINTS].concat();
-    let cells = points.iter().map(|point| Cell { point: *point, own: None, compares: true });
-    let losses = go_through(cells.collect()).await;
-    println!("a provider died at {} points between jobs: {losses:?}", points.len());
+    let cells = points.iter().map(|point| Cell::of(Who::Provider, *point, Before::Voucher));
+    go_through(cells.collect(), 2).await;
 }
 
-/// Every point of the two programs is in one of the three tests: those that are not among the lists
-/// above would be dead at none.
+/// The owner says that a payment came: the provider proposes, the renter countersigns; each dies before and
+/// after its signature is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_counts_once_whoever_dies_between_its_two_signatures() {
+    let cells = [Who::Provider, Who::Renter].into_iter().flat_map(|who| {
+        [fault::PAIR_WORD_SIGNED, fault::PAIR_WORD_KEPT].map(|point| Cell::of(who, point, Before::Payment))
+    });
+    go_through(cells.collect(), 1).await;
+}
+
+/// Every point of the two programs is in one of the tests above.
 #[test]
 fn every_point_has_its_cell() {
     for (at, own) in BOTH_DIE {

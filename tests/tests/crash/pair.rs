@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use potluck_node::fault;
 use potluck_tests::error::KitError;
+use potluck_tests::ledgers;
 use potluck_tests::network::{LOOPBACK, Network, log_of};
 use potluck_tests::process::Process;
 use potluck_tests::programs::MODEL;
@@ -29,6 +30,8 @@ const BUDGET: &str = "0.0005";
 const START: Duration = Duration::from_secs(60);
 /// A program that is to die dies within this time after the other side is done with it.
 const DEATH: Duration = Duration::from_secs(10);
+/// What a program has written is read in this time.
+pub(crate) const SAID: Duration = Duration::from_millis(200);
 /// A provider gives up a renter that is gone in this time.
 const CLOSING: Duration = Duration::from_secs(30);
 
@@ -144,22 +147,46 @@ impl Pair {
         self.provider.as_ref().map(Process::stderr).unwrap_or_default()
     }
 
+    /// The owner says that the renter paid `amount` nano-credits: it counts when the two next meet.
+    pub(crate) async fn paid(&self, amount: u64, reference: &str) -> Result<(), KitError> {
+        let us = ledgers::ask("potluck", "balance", self.renter.state()).await?;
+        let us = us.first().and_then(|line| line["peer"].as_str()).unwrap_or_default().to_owned();
+        let amount = format!("0.{amount:09}");
+        let (code, answer) =
+            ledgers::settle(&self.provider_state, &[&us, "--amount", &amount, "--ref", reference]).await?;
+        if code == Some(0) {
+            return Ok(());
+        }
+        let (program, line) = ("potluckd ledger settle".into(), answer.to_string());
+        Err(KitError::Unreadable { program, line, why: format!("it ended with {code:?}") })
+    }
+
     /// Waits for the provider's death; whether it died.
     pub(crate) async fn provider_died(&mut self, within: Duration) -> Result<bool, KitError> {
         let Some(provider) = &mut self.provider else { return Ok(true) };
         let Ok(status) = provider.exit(within).await else { return Ok(false) };
-        self.buried(status.signal())?;
+        self.buried(status.signal()).await?;
         Ok(true)
     }
 
     /// The provider is dead: what it said until then is read.
-    fn buried(&mut self, signal: Option<i32>) -> Result<(), KitError> {
+    async fn buried(&mut self, signal: Option<i32>) -> Result<(), KitError> {
+        self.hear(DEATH).await;
+        self.seen.open.clear();
         let Some(provider) = self.provider.take() else { return Ok(()) };
         if signal == Some(9) {
             return Ok(());
         }
         let (program, what, log) = ("potluckd".into(), "be killed".into(), provider.stderr());
         Err(KitError::Ended { program, what, log })
+    }
+
+    /// Takes in what the provider has said of its jobs, until it is silent for `patience` or dead.
+    pub(crate) async fn hear(&mut self, patience: Duration) {
+        let Some(provider) = &mut self.provider else { return };
+        while let Ok(Some(event)) = provider.next_event(patience).await {
+            self.seen.provider_said(&event);
+        }
     }
 
     /// Runs a job until the renter's program ends, by itself or not.
@@ -190,7 +217,7 @@ impl Pair {
                     if let Some((job, begun)) = begun.take() {
                         self.seen.outlived.insert(job, millis(begun.elapsed()));
                     }
-                    self.buried(signal)?;
+                    self.buried(signal).await?;
                     provider_died = true;
                     self.provide(job.heir.as_deref()).await?;
                 }
@@ -223,23 +250,17 @@ impl Pair {
         }
     }
 
-    /// Reads what the provider has said of its jobs, and waits until it has ended all that it took.
+    /// Waits until the provider has ended all jobs that it took.
     pub(crate) async fn until_all_ended(&mut self) -> Result<(), KitError> {
-        let deadline = Instant::now() + CLOSING;
-        loop {
+        self.hear(SAID).await;
+        while !self.seen.open.is_empty() {
             let Some(provider) = &mut self.provider else { return Ok(()) };
-            // What it said before is read first; a silence without open jobs is the end.
-            let patience = if self.seen.open.is_empty() { Duration::from_millis(200) } else { CLOSING };
-            match provider.next_event(patience).await {
-                Ok(Some(event)) => self.seen.provider_said(&event),
-                Ok(None) => return Ok(()),
-                Err(KitError::TooSlow { .. }) if self.seen.open.is_empty() => return Ok(()),
-                Err(error) => return Err(error),
-            }
-            if Instant::now() > deadline {
-                return Ok(());
+            match provider.next_event(CLOSING).await? {
+                Some(event) => self.seen.provider_said(&event),
+                None => return Ok(()),
             }
         }
+        Ok(())
     }
 }
 

@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use potluck_node::fault;
+use potluck_tests::error::KitError;
 use tokio::task::JoinSet;
 
 use crate::audit::{self, Losses};
-use crate::pair::{Job, Pair, Who};
+use crate::pair::{Job, Pair, SAID, Who};
 
 /// Kills of one pair: longer ledgers make slower audits and find nothing new.
 const KILLS_OF_A_PAIR: u64 = 40;
 /// The longest wait before a kill that has no point: into the third quantum of a long job.
 const LATEST_MS: u64 = 4_000;
+/// Kills between two lines of progress.
+const TOLD_EVERY: u64 = 25;
 /// Times that the two are brought together after a kill; an armed provider may die in one more.
 const ATTEMPTS: u32 = 6;
 
@@ -71,8 +74,12 @@ impl Life {
         self.tally.renter += u64::from(renter);
         self.tally.provider += u64::from(provider);
         let kills = u64::from(renter) + u64::from(provider);
-        self.killed.fetch_add(kills, Ordering::Relaxed);
+        let before = self.killed.fetch_add(kills, Ordering::Relaxed);
         self.bar.inc(kills);
+        // Where no bar can be drawn, a line now and then.
+        if self.bar.is_hidden() && before / TOLD_EVERY < (before + kills) / TOLD_EVERY {
+            println!("{} kills", before + kills);
+        }
     }
 
     fn next_job(&mut self) -> Job {
@@ -88,10 +95,8 @@ impl Life {
         job
     }
 
-    /// One job in which somebody dies, perhaps; then the two are brought together. False when there is no
-    /// more credit.
-    async fn step(&mut self) -> Result<bool, String> {
-        let text = |error: potluck_tests::error::KitError| error.to_string();
+    /// One job in which somebody dies, perhaps; then the two are brought together.
+    async fn step(&mut self) -> Result<(), String> {
         let job = self.next_job();
         let run = self.pair.rent(&job).await.map_err(text)?;
         self.note(run.renter_died(), run.provider_died);
@@ -100,32 +105,42 @@ impl Life {
             let run = self.pair.rent(&Job { tokens: 4, heir, ..Job::default() }).await.map_err(text)?;
             self.note(false, run.provider_died);
             if run.is_done() {
+                self.pair.hear(SAID).await;
                 let losses = audit::together(&self.pair).map_err(|why| format!("{job:?}: {why}"))?;
                 self.tally.losses = self.tally.losses.max(losses);
-                return Ok(true);
+                return Ok(());
             }
-            let code = run.ended.event("error")["code"].as_str().unwrap_or_default();
-            match code {
-                "credit_exhausted" => return Ok(false),
-                // It died in this one.
-                _ if run.provider_died => {}
-                _ => return Err(format!("{job:?}: {:?} {}", run.ended.events, run.ended.stderr)),
+            // An armed provider may have died in this one.
+            if !run.provider_died {
+                let logs = [&run.ended.stderr, &self.pair.provider_stderr()].map(String::as_str).join("\n");
+                return Err(format!("{job:?}: {}\n{logs}", run.ended.event("error")));
             }
         }
         Err(format!("{job:?}: the two did not come together"))
     }
 
     async fn live(&mut self, most: u64) -> Result<(), String> {
-        self.pair.provide(None).await.map_err(|error| error.to_string())?;
+        self.pair.provide(None).await.map_err(text)?;
         let dead = |tally: &Tally| tally.renter + tally.provider;
         while dead(&self.tally) < KILLS_OF_A_PAIR && self.killed.load(Ordering::Relaxed) < most {
-            if !self.step().await? {
-                break;
-            }
+            self.step().await?;
         }
-        self.pair.until_all_ended().await.map_err(|error| error.to_string())?;
+        // One more provider, which lives, sees the end of every job.
+        self.pair.kill_provider().await.map_err(text)?;
+        self.pair.provide(None).await.map_err(text)?;
+        let run = self.pair.rent(&Job { tokens: 4, ..Job::default() }).await.map_err(text)?;
+        self.pair.until_all_ended().await.map_err(text)?;
+        if !run.is_done() {
+            return Err(format!("at the end: {}", run.ended.event("error")));
+        }
+        let losses = audit::at_rest(&self.pair, 0).map_err(|why| format!("at the end: {why}"))?;
+        self.tally.losses = self.tally.losses.max(losses);
         Ok(())
     }
+}
+
+fn text(error: KitError) -> String {
+    error.to_string()
 }
 
 /// Pairs one after the other, until all kills are done.
@@ -156,7 +171,8 @@ async fn kills_at_random_cost_nobody_more_than_the_bound() {
     let (seeds, killed) = (Arc::new(AtomicU64::new(seed)), Arc::new(AtomicU64::new(0)));
     let mut workers = JoinSet::new();
     // A pair waits more than it works, and a failure's seed is found again with one pair alone.
-    let pairs = if most <= KILLS_OF_A_PAIR { 1 } else { std::thread::available_parallelism().unwrap().get() };
+    let pairs =
+        if most <= KILLS_OF_A_PAIR { 1 } else { 2 * std::thread::available_parallelism().unwrap().get() };
     for _ in 0..pairs {
         workers.spawn(work(seeds.clone(), killed.clone(), most, bar.clone()));
     }

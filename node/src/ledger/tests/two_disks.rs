@@ -10,7 +10,7 @@ use super::super::sim_disk::{Failure, SimDisk};
 use super::*;
 
 /// Pairs that live, and lanes in each life.
-const PAIRS: u64 = 40;
+const PAIRS: u64 = 32;
 const LANES: u64 = 8;
 /// One step of the worker takes no longer, in milliseconds.
 const OPERATION_MS: u64 = 120;
