@@ -114,7 +114,13 @@ impl Cell {
         match self.before {
             Before::Nothing => {}
             Before::Voucher => drop(differ(pair).await),
-            Before::Payment => pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap(),
+            Before::Payment => {
+                // A provider that began anew has compared with nobody yet: it can only note the payment,
+                // and signs when the two meet.
+                pair.kill_provider().await.unwrap();
+                pair.provide(None).await.unwrap();
+                pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap();
+            }
         }
     }
 
