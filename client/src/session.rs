@@ -7,9 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use potluck_node::accounts::LiveLane;
 use potluck_node::fault;
 use potluck_node::identity::Identity;
-use potluck_node::accounts::LiveLane;
 use potluck_node::net::{FrameReader, FrameWriter, Network, OpenError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
@@ -603,9 +603,7 @@ impl Session<'_> {
             Failure::Misbehaved { .. }
             | Failure::Equivocated { .. }
             | Failure::Overclaimed { .. }
-            | Failure::Refused { .. } => {
-                CloseReason::ProviderFailed
-            }
+            | Failure::Refused { .. } => CloseReason::ProviderFailed,
             _ => CloseReason::PeerLost,
         };
         let close = Close {
