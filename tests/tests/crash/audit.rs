@@ -35,11 +35,17 @@ pub(crate) struct Losses {
     pub(crate) renter: u64,
     /// Done, and not paid.
     pub(crate) provider: u64,
+    /// The same where the provider died itself, at most: seen from outside, with what it did not work.
+    pub(crate) outlived: u64,
 }
 
 impl Losses {
     pub(crate) fn max(self, other: Self) -> Self {
-        Self { renter: self.renter.max(other.renter), provider: self.provider.max(other.provider) }
+        Self {
+            renter: self.renter.max(other.renter),
+            provider: self.provider.max(other.provider),
+            outlived: self.outlived.max(other.outlived),
+        }
     }
 }
 
@@ -146,8 +152,8 @@ fn compared(renter: &Books, provider: &Books, seen: &Seen) -> Result<Losses, Str
         let lost = losses_in(&lane.to_string(), &paid, seen)?;
         let (quantum, window) = (terms.quantum.get(), terms.window.get());
         let operation = OPERATION_MS.max(UNSEEN * seen.operation);
-        let outside = if seen.worked.contains_key(&lane.to_string()) { 0 } else { OUTSIDE_MS };
-        if lost.renter > quantum || lost.provider > quantum + window + operation + outside {
+        let most = quantum + window + operation;
+        if lost.renter > quantum || lost.provider > most || lost.outlived > most + OUTSIDE_MS {
             return Err(format!("{lane}: {lost:?} is over the bound"));
         }
         losses = losses.max(lost);
@@ -193,6 +199,8 @@ fn losses_in(name: &str, held: &Paid, seen: &Seen) -> Result<Losses, String> {
     if tokens > printed {
         return Err(format!("{name}: {tokens} tokens are paid and {printed} came"));
     }
-    let worked = seen.worked.get(name).or(seen.outlived.get(name)).copied().unwrap_or(paid);
-    Ok(Losses { renter: paid - productive, provider: worked.saturating_sub(paid) })
+    let unpaid =
+        |worked: &BTreeMap<String, u64>| worked.get(name).map_or(0, |worked| worked.saturating_sub(paid));
+    let outlived = if seen.worked.contains_key(name) { 0 } else { unpaid(&seen.outlived) };
+    Ok(Losses { renter: paid - productive, provider: unpaid(&seen.worked), outlived })
 }

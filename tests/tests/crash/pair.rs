@@ -214,6 +214,9 @@ impl Pair {
                         if event["event"] == "accepted" {
                             begun = Some((name_of(&event), Instant::now()));
                         }
+                        if let (true, Some((_, begun))) = (event["phase"] == "queued", &mut begun) {
+                            *begun = Instant::now();
+                        }
                         if event["event"] == "output" {
                             self.seen.operation = self.seen.operation.max(millis(worked_since.elapsed()));
                         }

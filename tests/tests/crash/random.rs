@@ -184,17 +184,17 @@ async fn kills_at_random_cost_nobody_more_than_the_bound() {
         all.losses = all.losses.max(tally.losses);
     }
     bar.finish_and_clear();
+    let Losses { renter, provider, outlived } = all.losses;
     println!(
         "{} kills ({} of the renter, {} of the provider) with {} pairs from seed {seed} in {:.0?}: both ledgers \
-         agreed after each; at most {} ms were paid without output (bound: a quantum, 1000), {} ms worked \
-         without pay (bound: window and quantum, 3000, and the operation in flight)",
+         agreed after each\nmost paid without output: {renter} ms (bound: a quantum, 1000)\nmost worked without \
+         pay: {provider} ms, and {outlived} ms where the provider died itself, as seen from outside (bound: window \
+         and quantum, 3000, and the operation in flight)",
         all.renter + all.provider,
         all.renter,
         all.provider,
         seeds.load(Ordering::Relaxed) - seed,
         begun.elapsed(),
-        all.losses.renter,
-        all.losses.provider,
     );
     assert!(all.renter + all.provider >= most);
 }
