@@ -84,10 +84,16 @@ impl Cell {
 
     /// One program dies at the cell's point; then the two are brought together again.
     async fn live(self, pair: &mut Pair, nth: usize) {
-        self.prepare(pair, nth).await;
+        if self.before == Before::Voucher {
+            differ(pair).await;
+        }
         if self.who == Who::Provider {
             pair.kill_provider().await.unwrap();
             pair.provide(Some(self.point.name())).await.unwrap();
+        }
+        if self.before == Before::Payment {
+            // A new provider has not met its renter: it only notes this, and signs when they meet.
+            pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap();
         }
         let mut died = false;
         for attempt in 1..=TRIES {
@@ -108,14 +114,6 @@ impl Cell {
         assert!(died, "{self:?} was not passed");
         audit::alone(pair, self.who).unwrap();
         recovered(pair, &format!("{self:?}")).await;
-    }
-
-    async fn prepare(self, pair: &mut Pair, nth: usize) {
-        match self.before {
-            Before::Nothing => {}
-            Before::Voucher => drop(differ(pair).await),
-            Before::Payment => pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap(),
-        }
     }
 
     /// The renter's fault point.
