@@ -49,6 +49,15 @@ impl Books {
         Ok(Self { ledger, accounts, us, stop, serving })
     }
 
+    /// Is there a job with `peer` that has not ended on both sides, or something of ours that it has not
+    /// confirmed?
+    ///
+    /// # Errors
+    /// When our own ledger cannot be read.
+    pub fn left_open(&self, peer: PeerId) -> Result<bool, Failure> {
+        Ok(!self.ledger.open_lanes(Some(peer))?.is_empty() || !self.ledger.unconfirmed(peer)?.is_empty())
+    }
+
     /// Brings our ledger and that of `peer` to the same: contracts may be signed when this returns.
     ///
     /// # Errors

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use potluck_node::identity::Identity;
-use potluck_node::net::{
-    Inbound, InboundRequest, Multiaddr, Network, NetworkConfig, NetworkLimits, Role,
-};
+use potluck_node::net::{Inbound, InboundRequest, Multiaddr, Network, NetworkConfig, NetworkLimits, Role};
 use potluck_node::shutdown;
 use potluck_node::state::StateDir;
 use tokio::sync::mpsc;

@@ -182,8 +182,8 @@ async fn try_one(
     session::run(desk, &met, &request.order, request.spending, printer).await
 }
 
-/// Compares ledgers with the quoting provider. Where it lends less than the job may cost, it is asked
-/// once more: what was left open may have been closed by that.
+/// Compares ledgers with the quoting provider. Where what it lends bounds the job and may have grown by
+/// that, because something was left open between the two, it is asked once more.
 async fn meet(
     desk: &Desk<'_>,
     request: &Request,
@@ -193,11 +193,13 @@ async fn meet(
     let provider = candidate.quote.body().provider;
     printer.waiting(format!("comparing ledgers with {}", provider.short()));
     let meeting = async {
+        let left_open = desk.books.left_open(provider)?;
         desk.books.sync(provider).await.map_err(JobFailure::NotStarted)?;
-        if request.spending.fits(&candidate) {
-            return Ok(candidate);
+        let may_grow = left_open || candidate.credit == NanoCredit::ZERO;
+        if request.spending.is_lent(&candidate) && may_grow {
+            return quoted_again(desk, request, &candidate).await;
         }
-        quoted_again(desk, request, &candidate).await
+        Ok(candidate)
     };
     tokio::select! {
         biased;

@@ -7,9 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use potluck_node::accounts::LiveLane;
 use potluck_node::fault;
 use potluck_node::identity::Identity;
-use potluck_node::accounts::LiveLane;
 use potluck_node::net::{FrameReader, FrameWriter, Network, OpenError};
 use potluck_protocol::fault::RefusalCode;
 use potluck_protocol::id::{Digest, LaneId, PeerId};
@@ -64,10 +64,10 @@ pub struct Spending {
 }
 
 impl Spending {
-    /// Does the provider lend as much as the job may cost?
+    /// Does what the provider lends bound the job, because the person set no budget?
     #[must_use]
-    pub fn fits(&self, candidate: &Candidate) -> bool {
-        candidate.credit >= self.budget.unwrap_or(DEFAULT_BUDGET)
+    pub fn is_lent(&self, candidate: &Candidate) -> bool {
+        self.budget.is_none() && candidate.credit < DEFAULT_BUDGET
     }
 
     /// The most that a job at `candidate` may cost.
@@ -174,7 +174,7 @@ pub async fn run(
         payload: order.payload.as_ref(),
         wanted: false,
         output: Vec::new(),
-        lent: spending.budget.is_none() && max_total < DEFAULT_BUDGET,
+        lent: spending.is_lent(candidate),
         _live: live,
     };
     let outcome = session.converse(&order.job_bytes, &candidate.quote, printer).await;
@@ -603,9 +603,7 @@ impl Session<'_> {
             Failure::Misbehaved { .. }
             | Failure::Equivocated { .. }
             | Failure::Overclaimed { .. }
-            | Failure::Refused { .. } => {
-                CloseReason::ProviderFailed
-            }
+            | Failure::Refused { .. } => CloseReason::ProviderFailed,
             _ => CloseReason::PeerLost,
         };
         let close = Close {

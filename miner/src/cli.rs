@@ -133,10 +133,8 @@ pub enum Verb {
         json: bool,
     },
     /// Show what peers owe, and say what they paid
-    #[command(
-        after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5\n  \
-            potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\""
-    )]
+    #[command(after_help = "Examples:\n  potluckd ledger balance\n  potluckd ledger receipts --limit 5\n  \
+            potluckd ledger settle 12D3KooW... --amount 1.50 --ref \"invoice 7\"")]
     Ledger(LedgerArgs),
     /// Fetch and list models
     #[command(subcommand, after_help = "Example:\n  potluckd models pull smollm2-135m")]

@@ -415,6 +415,9 @@ pub struct Reader {
     sealed: bool,
 }
 
+/// An entry's bytes, and the chain after it where it is one of the chain.
+type Framed = (Vec<u8>, Option<Chain>);
+
 impl Reader {
     /// Takes the next bytes of the file. Call [`Reader::next`] until it gives nothing before more are fed.
     pub fn feed(&mut self, bytes: &[u8]) {
@@ -433,6 +436,7 @@ impl Reader {
     ///
     /// # Errors
     /// The first thing found wrong; the file is worth nothing then.
+    #[expect(clippy::should_implement_trait, reason = "an iterator has no way to ask for more bytes")]
     pub fn next(&mut self) -> Result<Option<Item>, ExportError> {
         if self.sealed {
             let over = self.buffer.len() > self.done;
@@ -500,7 +504,7 @@ impl Reader {
     }
 
     /// The payload of the next frame, and the chain before it.
-    fn frame(&mut self) -> Result<Option<(Vec<u8>, Option<Chain>)>, ExportError> {
+    fn frame(&mut self) -> Result<Option<Framed>, ExportError> {
         let rest = self.rest();
         let Some(length) = rest.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let claimed = u32::from_le_bytes(*length);

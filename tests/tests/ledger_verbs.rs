@@ -279,7 +279,8 @@ fn every_object_of_a_job_is_shown_and_found_by_its_digest() {
         assert_eq!(shown["body"]["amount"], json!(voucher.body().amount.get()));
         let bytes = potluck_protocol::wire::encode(voucher.signed()).unwrap();
         assert_eq!(shown["signed"], json!(hex(&bytes)));
-        assert_eq!(home.json(name, &["show", &digest[..15]]), [shown.clone()]);
+        let again = home.json(name, &["show", &digest[..15]]);
+        assert_eq!((again.len(), again.first()), (1, Some(&shown)));
         let text = home.text(name, &["show", &digest[..15]]).join("\n");
         assert!(text.contains("voucher 2 of job_") && text.contains("amount"), "{text}");
         let none = home.ledger(name, &["show", "job_ffff", "--json"]);

@@ -163,7 +163,6 @@ impl Accounts {
 
     /// Says that a job of this process works on `lane`: until the guard is dropped, no sync and no tidying
     /// ends the lane. To be taken before anything of the lane is kept.
-    #[must_use]
     pub fn live(&self, lane: LaneId) -> LiveLane {
         *self.live_lanes().entry(lane).or_default() += 1;
         LiveLane { lane, inner: self.inner.clone() }

@@ -89,7 +89,7 @@ fn object(record: &Record) -> Result<Object, BooksError> {
 /// A number past 64 bits is written as its digits.
 fn plain(value: &impl Serialize) -> Value {
     serde_json::to_value(value)
-        .unwrap_or_else(|_| serde_json::to_string(value).map_or(Value::Null, |text| Value::String(text)))
+        .unwrap_or_else(|_| serde_json::to_string(value).map_or(Value::Null, Value::String))
 }
 
 fn body_of(statement: &Statement) -> Result<(Value, String), BooksError> {

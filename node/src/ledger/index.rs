@@ -94,6 +94,9 @@ pub(super) struct Filled {
     pub(super) spot: Spot,
 }
 
+/// What fills a slot about some subject: by which kind and number.
+pub(super) type FilledBy = ((u8, u32), Filled);
+
 /// The tables; clones share them.
 #[derive(Clone)]
 pub(super) struct Index {
@@ -245,7 +248,7 @@ impl Index {
     }
 
     /// What fills the slots about a subject, by kind and number.
-    pub(super) fn slots_of(&self, subject: &Subject) -> Result<Vec<((u8, u32), Filled)>, ReadError> {
+    pub(super) fn slots_of(&self, subject: &Subject) -> Result<Vec<FilledBy>, ReadError> {
         let mut found = Vec::new();
         for entry in self.scan(Table::Slots, &slot_prefix(subject)) {
             let (key, value) = entry?;

@@ -53,8 +53,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use directory::DhtKey;
 pub use error::{
-    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, OtherVersion, ProvideError, Stage,
-    StartError, Tried,
+    AnswerError, AskError, FindError, FrameError, JoinError, NetworkGone, OpenError, OtherVersion,
+    ProvideError, Stage, StartError, Tried,
 };
 pub use framing::{FrameReader, FrameWriter, JobStream};
 pub use libp2p::Multiaddr;

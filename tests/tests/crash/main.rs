@@ -87,12 +87,14 @@ impl Cell {
         if self.before == Before::Voucher {
             differ(pair).await;
         }
-        if self.who == Who::Provider {
+        if self.who == Who::Provider || self.before == Before::Payment {
+            let armed = (self.who == Who::Provider).then(|| self.point.name());
             pair.kill_provider().await.unwrap();
-            pair.provide(Some(self.point.name())).await.unwrap();
+            pair.provide(armed).await.unwrap();
         }
         if self.before == Before::Payment {
-            // A new provider has not met its renter: it only notes this, and signs when they meet.
+            // A provider that began anew has compared with nobody yet: it can only note the payment, and
+            // signs when the two meet.
             pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap();
         }
         let mut died = false;

@@ -64,9 +64,7 @@ impl Stranger {
         let model = model().unwrap().blake3;
         let request = wire::encode(&QuoteRequest::Quote { model }).unwrap();
         let answer = self.network.ask(self.provider, request, WITHIN).await.unwrap();
-        let QuoteResponse::Quote { quote, .. } = wire::decode(&answer).unwrap() else {
-            panic!("no quote")
-        };
+        let QuoteResponse::Quote { quote, .. } = wire::decode(&answer).unwrap() else { panic!("no quote") };
         let quote = quote.verify().unwrap();
         let job = Job::Generate(JobSpec {
             model,

@@ -451,11 +451,11 @@ fn is_voucher(record: &&Record) -> bool {
 
 fn meter_of<'a>(voucher: &Record, held: &'a [Record]) -> &'a Meter {
     let Record::Voucher(voucher) = voucher else { unreachable!("only vouchers pay meters") };
-    let meters = held.iter().filter_map(|it| match it {
+    let mut meters = held.iter().filter_map(|it| match it {
         Record::Meter(meter) if meter.body.k == voucher.body.k => Some(&meter.body),
         _ => None,
     });
-    meters.last().unwrap()
+    meters.next_back().unwrap()
 }
 
 #[test]
