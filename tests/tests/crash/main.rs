@@ -84,10 +84,18 @@ impl Cell {
 
     /// One program dies at the cell's point; then the two are brought together again.
     async fn live(self, pair: &mut Pair, nth: usize) {
-        self.prepare(pair, nth).await;
-        if self.who == Who::Provider {
+        if self.before == Before::Voucher {
+            differ(pair).await;
+        }
+        if self.who == Who::Provider || self.before == Before::Payment {
+            let armed = (self.who == Who::Provider).then(|| self.point.name());
             pair.kill_provider().await.unwrap();
-            pair.provide(Some(self.point.name())).await.unwrap();
+            pair.provide(armed).await.unwrap();
+        }
+        if self.before == Before::Payment {
+            // A provider that began anew has compared with nobody yet: it can only note the payment, and
+            // signs when the two meet.
+            pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap();
         }
         let mut died = false;
         for attempt in 1..=TRIES {
@@ -108,20 +116,6 @@ impl Cell {
         assert!(died, "{self:?} was not passed");
         audit::alone(pair, self.who).unwrap();
         recovered(pair, &format!("{self:?}")).await;
-    }
-
-    async fn prepare(self, pair: &mut Pair, nth: usize) {
-        match self.before {
-            Before::Nothing => {}
-            Before::Voucher => drop(differ(pair).await),
-            Before::Payment => {
-                // A provider that began anew has compared with nobody yet: it can only note the payment,
-                // and signs when the two meet.
-                pair.kill_provider().await.unwrap();
-                pair.provide(None).await.unwrap();
-                pair.paid(PAYMENT, &format!("payment {nth}")).await.unwrap();
-            }
-        }
     }
 
     /// The renter's fault point.
