@@ -5,13 +5,9 @@
 
 use std::path::Path;
 
-use potluck_node::books::args::{Form, Verb, Work};
+use potluck_node::books::args::{Verb, Work};
 use potluck_node::books::print::print;
-use potluck_node::books::{self, Answer, Ask, Books, BooksError, Failed};
-use potluck_node::identity::Identity;
-use potluck_node::ledger::Ledger;
-use potluck_node::state::StateDir;
-use potluck_protocol::sign::SigningKey;
+use potluck_node::books::{self, Answer, Failed};
 use serde_json::Value;
 
 use super::print_line;
@@ -20,39 +16,19 @@ use crate::error::CommandError;
 
 pub(super) fn run(dir: &Path, verb: Verb) -> Result<(), CommandError> {
     let form = verb.form();
-    let answer = match verb.work() {
-        Work::Verify(file) => Answer::Verify(books::verify(&file)?),
-        Work::VerifyProof(file) => Answer::VerifyProof(books::verify_proof(&file)?),
-        Work::Import(file) => {
-            let import =
-                |ledger: &Ledger, key: &SigningKey| books::import(ledger, key, &file).map(Answer::Import);
-            with_ledger(dir, form, import)?
-        }
-        Work::Ask(of) => match ask(dir, Question::Ledger { of: of.clone() })? {
-            Some(answer) => told(answer)?,
-            None => read(dir, form, &of)?,
-        },
+    let work = verb.work();
+    let told = match &work {
+        Work::Ask(of) => ask(dir, Question::Ledger { of: of.clone() })?.map(told).transpose()?,
+        _ => None,
+    };
+    let answer = match told {
+        Some(answer) => answer,
+        None => books::work_here::<CommandError>(dir, form, work)?,
     };
     let printed = print(&answer, form);
     printed.data.iter().for_each(|line| print_line(line));
     printed.prose.iter().for_each(|line| eprintln!("{line}"));
     Ok(answer.verdict()?)
-}
-
-/// Nobody else has the state: the folder's lock says so.
-fn read(dir: &Path, form: Form, of: &Ask) -> Result<Answer, CommandError> {
-    with_ledger(dir, form, |ledger, key| Books { ledger, key }.answer(of))
-}
-
-fn with_ledger(
-    dir: &Path,
-    form: Form,
-    work: impl FnOnce(&Ledger, &SigningKey) -> Result<Answer, BooksError>,
-) -> Result<Answer, CommandError> {
-    let state = StateDir::open(dir)?;
-    let identity = Identity::load_or_create(&state.key_path())?;
-    let (ledger, _) = books::open(&state.ledger_dir(), identity.peer(), form == Form::Table)?;
-    Ok(work(&ledger, identity.signing_key())?)
 }
 
 /// What the running potluckd said.
@@ -68,7 +44,7 @@ fn told(mut answer: Value) -> Result<Answer, CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use potluck_node::books::Code;
+    use potluck_node::books::{BooksError, Code};
     use serde_json::json;
 
     #[test]

@@ -41,7 +41,10 @@ pub use rows::{Balance, Checked, Pair, PairLine, ProofLine, ProofWritten, Receip
 pub use show::Object;
 pub use time::wall_now;
 
+use crate::identity::{Identity, IdentityError};
 use crate::ledger::{Ledger, LedgerError, OpenReport, Progress};
+use crate::state::{StateDir, StateError};
+use args::{Form, Work};
 
 /// A question to a ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,4 +184,33 @@ impl Books<'_> {
 /// As [`Ledger::open`].
 pub fn open(dir: &Path, me: PeerId, told: bool) -> Result<(Ledger, OpenReport), LedgerError> {
     if told { Ledger::open(dir, me) } else { Ledger::open_watched(dir, me, &mut |_: Progress| {}) }
+}
+
+/// Does `work` in this process, on the ledger in the state folder `dir` where it needs one: nobody else
+/// may hold it, and the folder's lock says so.
+///
+/// # Errors
+/// When the folder, the key or the ledger cannot be opened, or the question has no answer.
+pub fn work_here<E>(dir: &Path, form: Form, work: Work) -> Result<Answer, E>
+where
+    E: From<StateError> + From<IdentityError> + From<LedgerError> + From<BooksError>,
+{
+    let opened = || -> Result<_, E> {
+        let state = StateDir::open(dir)?;
+        let identity = Identity::load_or_create(&state.key_path())?;
+        let (ledger, _) = open(&state.ledger_dir(), identity.peer(), form == Form::Table)?;
+        Ok((state, identity, ledger))
+    };
+    Ok(match work {
+        Work::Verify(file) => Answer::Verify(verify(&file)?),
+        Work::VerifyProof(file) => Answer::VerifyProof(verify_proof(&file)?),
+        Work::Import(file) => {
+            let (_locked, identity, ledger) = opened()?;
+            Answer::Import(import(&ledger, identity.signing_key(), &file)?)
+        }
+        Work::Ask(ask) => {
+            let (_locked, identity, ledger) = opened()?;
+            Books { ledger: &ledger, key: identity.signing_key() }.answer(&ask)?
+        }
+    })
 }
