@@ -9,13 +9,18 @@
 //! It is one tree, because sled writes a batch of one tree at once and whole: a transaction over several
 //! reads every key three times. The tree's name carries the schema's version: a change of a value's layout
 //! changes the name, and the next open finds no place and rebuilds.
+//!
+//! A batch costs sled a write of its log and a switch of threads, more than the journal's sync takes: what is
+//! written is held in memory first, where every question looks before it asks sled, and goes to sled many
+//! groups at a time. A lane that was paid ten times is written once then. The place goes with them, so that
+//! what a crash loses of the index is read again from the journal.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::unit::UnixMillis;
@@ -36,6 +41,8 @@ const BASE: &[u8] = b"base";
 const HORIZON: &[u8] = b"horizon";
 /// Lanes that are kept at hand, or some more: the last group's.
 const RECENT_LANES: usize = 512;
+/// Keys and values that are held in memory before sled gets them, or some more: the last group's.
+const FRESH_ENTRIES: usize = 2_048;
 /// sled's page cache, in bytes.
 const CACHE_BYTES: u64 = 32 << 20;
 
@@ -105,6 +112,8 @@ pub(super) struct Index {
     db: Db,
     tree: Tree,
     horizon: Arc<AtomicU64>,
+    /// What is written and sled does not have yet: `None` is removed.
+    fresh: Arc<RwLock<HashMap<IVec, Option<IVec>>>>,
     /// Lanes as they were last written: those that run are changed again and again.
     recent: Arc<Mutex<HashMap<LaneKey, LaneState>>>,
 }
@@ -115,17 +124,17 @@ impl fmt::Debug for Index {
     }
 }
 
-/// Writes that go in together or not at all.
+/// Writes that go in together or not at all; of two to one key the later counts.
 #[derive(Debug, Default)]
-pub(super) struct Writes(Batch);
+pub(super) struct Writes(Vec<(IVec, Option<IVec>)>);
 
 impl Writes {
     pub(super) fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
-        self.0.insert(in_table(table, key), value);
+        self.0.push((in_table(table, key).into(), Some(value.into())));
     }
 
     pub(super) fn remove(&mut self, table: Table, key: &[u8]) {
-        self.0.remove(in_table(table, key));
+        self.0.push((in_table(table, key).into(), None));
     }
 }
 
@@ -166,7 +175,9 @@ impl Index {
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             let db = config.open()?;
             let tree = db.open_tree(TREE)?;
-            Ok(Self { me, path: path.to_owned(), tree, db, horizon: Arc::default(), recent: Arc::default() })
+            let path = path.to_owned();
+            let (horizon, fresh, recent) = (Arc::default(), Arc::default(), Arc::default());
+            Ok(Self { me, path, db, tree, horizon, fresh, recent })
         }))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".to_owned())))
         .map_err(|error| error.to_string())?;
@@ -175,9 +186,10 @@ impl Index {
         Ok(index)
     }
 
-    /// What a test breaks.
+    /// What a test breaks, with all in it.
     #[cfg(test)]
     pub(super) fn tree(&self) -> &Tree {
+        self.settle().unwrap();
         &self.tree
     }
 
@@ -285,11 +297,35 @@ impl Index {
         Ok(())
     }
 
-    /// Writes what sled holds in memory to its file, so that the next open reads less again.
+    /// Writes what is in memory to sled's file, so that the next open reads less again.
     pub(super) fn flush(&self) {
-        if let Err(error) = self.db.flush() {
+        let settled = self.settle().and_then(|()| self.db.flush().map_err(|error| self.failed(&error)));
+        if let Err(error) = settled {
             tracing::warn!(path = %self.path.display(), %error, "the ledger's index was not flushed");
         }
+    }
+
+    /// Gives sled what it does not have yet, all or nothing.
+    fn settle(&self) -> Result<(), ReadError> {
+        // Held until sled has it, so that nobody looks while it is in neither.
+        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
+        self.settle_held(&mut fresh)
+    }
+
+    fn settle_held(&self, fresh: &mut HashMap<IVec, Option<IVec>>) -> Result<(), ReadError> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for (key, value) in fresh.iter() {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        self.tree.apply_batch(batch).map_err(|error| self.failed(&error))?;
+        fresh.clear();
+        Ok(())
     }
 
     /// Every account, by peer.
@@ -313,7 +349,9 @@ impl Index {
         table: Table,
         prefix: &[u8],
     ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
-        self.tree.scan_prefix(in_table(table, prefix)).map(|entry| self.entry(entry))
+        // sled alone knows what comes after a key.
+        let unsettled = self.settle().err().map(Err).into_iter();
+        unsettled.chain(self.tree.scan_prefix(in_table(table, prefix)).map(|entry| self.entry(entry)))
     }
 
     /// The keys and values of a table from `first` on, in rising order.
@@ -323,7 +361,8 @@ impl Index {
         first: &[u8],
     ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
         let range = in_table(table, first)..vec![table as u8 + 1];
-        self.tree.range(range).map(|entry| self.entry(entry))
+        let unsettled = self.settle().err().map(Err).into_iter();
+        unsettled.chain(self.tree.range(range).map(|entry| self.entry(entry)))
     }
 
     fn entry(&self, entry: sled::Result<(IVec, IVec)>) -> Result<(IVec, IVec), ReadError> {
@@ -338,13 +377,23 @@ impl Index {
 
     /// Is there anything under this key?
     pub(super) fn has(&self, table: Table, key: &[u8]) -> Result<bool, ReadError> {
-        self.tree.contains_key(in_table(table, key)).map_err(|error| self.failed(&error))
+        self.held(table, key).map(|held| held.is_some())
     }
 
     /// The value under a key.
     pub(super) fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, ReadError> {
-        let found = self.tree.get(in_table(table, key)).map_err(|error| self.failed(&error))?;
-        found.map(|bytes| self.decode(&bytes)).transpose()
+        self.held(table, key)?.map(|bytes| self.decode(&bytes)).transpose()
+    }
+
+    fn held(&self, table: Table, key: &[u8]) -> Result<Option<IVec>, ReadError> {
+        let key = in_table(table, key);
+        {
+            let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(held) = fresh.get(key.as_slice()) {
+                return Ok(held.clone());
+            }
+        }
+        self.tree.get(key).map_err(|error| self.failed(&error))
     }
 
     fn set<T: Serialize>(&self, table: Table, key: &[u8], value: &T) -> Result<(), ReadError> {
@@ -353,9 +402,11 @@ impl Index {
         self.write(writes)
     }
 
-    /// Writes all of it or nothing.
+    /// Writes all of it or nothing, for whoever asks from now on; [`Index::flush`] makes it durable.
     pub(super) fn write(&self, writes: Writes) -> Result<(), ReadError> {
-        self.tree.apply_batch(writes.0).map_err(|error| self.failed(&error))
+        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
+        fresh.extend(writes.0);
+        if fresh.len() >= FRESH_ENTRIES { self.settle_held(&mut fresh) } else { Ok(()) }
     }
 
     /// A value as the tables hold it.
