@@ -67,10 +67,10 @@ points! {
     GROUP_WRITTEN = "group.written",
     /// A group is durable, and the index does not know it.
     GROUP_SYNCED = "group.synced",
-    /// A group is durable and in the index, and nobody was told.
-    GROUP_INDEXED = "group.indexed",
-    /// Those who wait for a group were told.
+    /// Those who wait for a group were told, and the index does not know it.
     GROUP_ANSWERED = "group.answered",
+    /// A group is in the index.
+    GROUP_INDEXED = "group.indexed",
     /// The index was written out.
     INDEX_FLUSHED = "index.flushed",
     /// Old lanes take no more objects, and nothing else has changed.

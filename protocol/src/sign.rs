@@ -8,6 +8,8 @@
 //! object's canonical bytes. The domain (`potluck/v1/voucher`) keeps a signature over one kind of
 //! object from ever being one over another. The digest of an object is blake3 of its preimage.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 
 use ed25519_dalek::{Signer as _, VerifyingKey};
@@ -170,12 +172,35 @@ impl<T: Signable> Signed<T> {
     pub fn verify(self) -> Result<Verified<T>, SignError> {
         let signer = self.body.signer();
         let preimage = preimage(&self.body)?;
-        let key = VerifyingKey::from_bytes(signer.as_bytes()).map_err(|_| SignError::BadKey { signer })?;
+        let key = key_of(signer)?;
         let signature = ed25519_dalek::Signature::from_bytes(&self.signature.0);
         key.verify_strict(&preimage, &signature)
             .map_err(|_| SignError::BadSignature { domain: T::DOMAIN, signer })?;
         Ok(Verified { digest: digest_of(&preimage), signed: self })
     }
+}
+
+/// Keys that a thread keeps at hand.
+const KEYS: usize = 64;
+
+thread_local! {
+    /// Keys as points. Finding the point takes a tenth of a check, and a pair signs again and again.
+    static POINTS: RefCell<HashMap<PeerId, VerifyingKey>> = RefCell::default();
+}
+
+/// The point that a peer's key is.
+fn key_of(signer: PeerId) -> Result<VerifyingKey, SignError> {
+    POINTS.with_borrow_mut(|points| {
+        if let Some(key) = points.get(&signer) {
+            return Ok(*key);
+        }
+        let key = VerifyingKey::from_bytes(signer.as_bytes()).map_err(|_| SignError::BadKey { signer })?;
+        if points.len() >= KEYS {
+            points.clear();
+        }
+        points.insert(signer, key);
+        Ok(key)
+    })
 }
 
 /// An object whose signature was made or checked by this process. Nothing else can construct one.

@@ -33,7 +33,7 @@ use super::journal::Place;
 use super::lane::LaneState;
 use super::read::Spot;
 use super::seal;
-use super::slot::{LANE_KEY_BYTES, LaneKey, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
+use super::slot::{LANE_KEY_BYTES, LaneKey, Slot, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
 
 const TREE: &str = "index-2";
 const REFLECTED: &[u8] = b"reflected";
@@ -114,6 +114,9 @@ pub(super) struct Index {
     horizon: Arc<AtomicU64>,
     /// What is written and sled does not have yet: `None` is removed.
     fresh: Arc<RwLock<HashMap<IVec, Option<IVec>>>>,
+    /// Held by the writer while records that somebody was told of are not in yet: who asks waits. The
+    /// writer has none, as it never waits for itself.
+    gate: Option<Arc<RwLock<()>>>,
     /// Lanes as they were last written: those that run are changed again and again.
     recent: Arc<Mutex<HashMap<LaneKey, LaneState>>>,
 }
@@ -177,13 +180,25 @@ impl Index {
             let tree = db.open_tree(TREE)?;
             let path = path.to_owned();
             let (horizon, fresh, recent) = (Arc::default(), Arc::default(), Arc::default());
-            Ok(Self { me, path, db, tree, horizon, fresh, recent })
+            Ok(Self { me, path, db, tree, horizon, fresh, gate: None, recent })
         }))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".to_owned())))
         .map_err(|error| error.to_string())?;
         let horizon: Option<u64> = index.get(Table::Meta, HORIZON).map_err(|error| error.to_string())?;
         index.horizon.store(horizon.unwrap_or_default(), Ordering::Relaxed);
         Ok(index)
+    }
+
+    /// For whoever asks, while the holder of `gate` writes.
+    pub(super) fn behind(self, gate: Arc<RwLock<()>>) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
+    /// Waits until what anybody was told of is in.
+    fn pass(&self) {
+        if let Some(gate) = &self.gate {
+            drop(gate.read().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// What a test breaks, with all in it.
@@ -243,6 +258,13 @@ impl Index {
     /// Is this a lane that was written lately, and that nobody ended?
     pub(super) fn is_running(&self, key: &LaneKey) -> bool {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
+    /// Is the slot beyond the newest of its kind in such a lane, and so empty?
+    pub(super) fn is_beyond(&self, slot: &Slot) -> bool {
+        let Some(lane) = slot.lane() else { return false };
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.get(&lane_key(&lane)).is_some_and(|lane| lane.is_beyond(slot))
     }
 
     /// Keeps lanes at hand as they were just written.
@@ -349,9 +371,7 @@ impl Index {
         table: Table,
         prefix: &[u8],
     ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
-        // sled alone knows what comes after a key.
-        let unsettled = self.settle().err().map(Err).into_iter();
-        unsettled.chain(self.tree.scan_prefix(in_table(table, prefix)).map(|entry| self.entry(entry)))
+        self.sorted().chain(self.tree.scan_prefix(in_table(table, prefix)).map(|entry| self.entry(entry)))
     }
 
     /// The keys and values of a table from `first` on, in rising order.
@@ -361,8 +381,13 @@ impl Index {
         first: &[u8],
     ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
         let range = in_table(table, first)..vec![table as u8 + 1];
-        let unsettled = self.settle().err().map(Err).into_iter();
-        unsettled.chain(self.tree.range(range).map(|entry| self.entry(entry)))
+        self.sorted().chain(self.tree.range(range).map(|entry| self.entry(entry)))
+    }
+
+    /// Gives sled everything, as only sled knows what comes after a key; the error if it cannot.
+    fn sorted<T>(&self) -> impl DoubleEndedIterator<Item = Result<T, ReadError>> + use<T> {
+        self.pass();
+        self.settle().err().map(Err).into_iter()
     }
 
     fn entry(&self, entry: sled::Result<(IVec, IVec)>) -> Result<(IVec, IVec), ReadError> {
@@ -386,6 +411,7 @@ impl Index {
     }
 
     fn held(&self, table: Table, key: &[u8]) -> Result<Option<IVec>, ReadError> {
+        self.pass();
         let key = in_table(table, key);
         {
             let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);

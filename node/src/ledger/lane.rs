@@ -198,11 +198,21 @@ impl LaneState {
     /// Of a lane that is put away: may the object of this empty slot have been there, and gone? What is
     /// of a kind that is always kept was never there, nor was what lies beyond the newest.
     pub(super) fn may_have_held(&self, slot: &Slot) -> bool {
-        match slot.kind {
-            Kind::Meter => slot.k <= number_of(self.meter.as_ref()),
-            Kind::Voucher => slot.k <= number_of(self.voucher.as_ref()),
-            Kind::Receipt => slot.k <= number_of(self.receipt.as_ref()),
-            _ => false,
+        self.newest(slot.kind).is_some_and(|newest| slot.k <= newest)
+    }
+
+    /// Is the slot one of a numbered kind, beyond the newest of it?
+    pub(super) fn is_beyond(&self, slot: &Slot) -> bool {
+        self.newest(slot.kind).is_some_and(|newest| slot.k > newest)
+    }
+
+    /// The number of the newest object of a numbered kind; 0 when there is none.
+    fn newest(&self, kind: Kind) -> Option<u32> {
+        match kind {
+            Kind::Meter => Some(number_of(self.meter.as_ref())),
+            Kind::Voucher => Some(number_of(self.voucher.as_ref())),
+            Kind::Receipt => Some(number_of(self.receipt.as_ref())),
+            _ => None,
         }
     }
 

@@ -7,7 +7,7 @@
 //! of [`Ledger`] is dropped, which waits for the writer thread.
 //!
 //! ```text
-//! append ──check signature──▶ channel ──▶ writer thread: sign-once │ journal, one fdatasync │ index ──▶ durable
+//! append ──check signature──▶ channel ──▶ writer thread: sign-once │ journal, one fdatasync ──▶ durable │ index
 //! totals, standing, book, heads ◀────────────────────────────────────────────────────── index
 //! objects, statement, beyond ◀── one by one ── checkpoint, segments ◀── where they lie ── index
 //! each_object, check ◀───────────── all of ── checkpoint, segments
@@ -184,7 +184,9 @@ impl Ledger {
         let failed = Arc::new(AtomicBool::new(false));
         let (roll, rolled) = sync_channel(1);
         let (inbox, requests) = mpsc::channel(QUEUE);
-        let writer = Writer::new(journal, loaded.index.clone(), horizon, failed.clone(), roll);
+        let gate = Arc::new(RwLock::new(()));
+        let index_and_gate = (loaded.index.clone(), gate.clone());
+        let writer = Writer::new(journal, index_and_gate, horizon, failed.clone(), roll);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || writer.run(requests))
@@ -192,7 +194,7 @@ impl Ledger {
         let shared = Shared {
             me,
             disk,
-            index: loaded.index,
+            index: loaded.index.behind(gate),
             inbox: Some(inbox),
             thread: Some(thread),
             rolled: Mutex::new(Some(rolled)),

@@ -6,7 +6,7 @@
 //! [`super::Ledger`] is dropped, or stays only to refuse after a failure.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
@@ -19,7 +19,7 @@ use super::error::{AppendError, ReadError};
 use super::fault;
 use super::frame::record_bytes;
 use super::index::Index;
-use super::journal::{Journal, MAX_GROUP_BYTES};
+use super::journal::{Journal, MAX_GROUP_BYTES, Place};
 use super::read::{FileId, Spot};
 use super::record::{Checked, Kind, Record};
 use super::slot::{Slot, SlotKey, lane_key};
@@ -101,22 +101,27 @@ pub(super) struct Writer {
     failed: Option<AppendError>,
     /// Seen by who seals the index.
     has_failed: Arc<AtomicBool>,
+    /// Shut while the index lacks what somebody was told of.
+    gate: Arc<RwLock<()>>,
     /// Told when a segment is full.
     rolled: SyncSender<()>,
 }
 
+/// Records that the journal holds and the index does not, and the place after them.
+type Synced = (Vec<Numbered>, Place);
+
 impl Writer {
-    /// A writer over a journal and an index that reflects all of it; lanes that ended by record
-    /// `horizon` are retired.
+    /// A writer over a journal and an index that reflects all of it, behind the `gate` that whoever asks
+    /// the index has to pass; lanes that ended by record `horizon` are retired.
     pub(super) fn new(
         journal: Journal,
-        index: Index,
+        (index, gate): (Index, Arc<RwLock<()>>),
         horizon: u64,
         has_failed: Arc<AtomicBool>,
         rolled: SyncSender<()>,
     ) -> Self {
         let flushed = journal.position().records;
-        Self { journal, index, horizon, retiring: false, flushed, failed: None, has_failed, rolled }
+        Self { journal, index, horizon, retiring: false, flushed, failed: None, has_failed, gate, rolled }
     }
 
     /// The thread's whole life.
@@ -167,16 +172,42 @@ impl Writer {
         fault::point(fault::GROUP_TAKEN);
         // A batch that is kept already may wait on one of this very group: all are told together.
         let fresh = group_of.fresh;
-        let written = if fresh.is_empty() { Ok(()) } else { self.write(fresh) };
+        let written = if fresh.is_empty() { Ok(None) } else { self.write(fresh).map(Some) };
         if let Err(error) = &written {
-            tracing::error!(%error, "the ledger stops: nothing more is signed or sent");
-            self.has_failed.store(true, Ordering::Relaxed);
-            self.failed = Some(error.clone());
+            self.fail(error.clone());
         }
+        let told = written.as_ref().map(drop).map_err(Clone::clone);
+        // They go on at once; only who asks the index waits until it knows what they know.
+        let gate = self.gate.clone();
+        let shut = gate.write().unwrap_or_else(PoisonError::into_inner);
         for (answer, outcomes) in waiting {
-            tell(answer, written.clone().map(|()| outcomes));
+            tell(answer, told.clone().map(|()| outcomes));
         }
         fault::point(fault::GROUP_ANSWERED);
+        if let Ok(Some((records, place))) = written {
+            if let Err(error) = self.index.apply(&records, Some(place)) {
+                self.fail(error.into());
+            }
+            fault::point(fault::GROUP_INDEXED);
+        }
+        drop(shut);
+        self.flush_if_due();
+    }
+
+    /// Nothing is kept from now on.
+    fn fail(&mut self, error: AppendError) {
+        tracing::error!(%error, "the ledger stops: nothing more is signed or sent");
+        self.has_failed.store(true, Ordering::Relaxed);
+        self.failed = Some(error);
+    }
+
+    fn flush_if_due(&mut self) {
+        let records = self.journal.position().records;
+        if self.failed.is_none() && records - self.flushed >= FLUSH_EVERY {
+            self.index.flush();
+            fault::point(fault::INDEX_FLUSHED);
+            self.flushed = records;
+        }
     }
 
     /// Takes in the records of a batch that are not kept yet (invariant I7). Of a batch that goes in whole
@@ -204,6 +235,7 @@ impl Writer {
     fn judge(&self, record: Checked, group: &mut Group) -> Result<Outcome, ReadError> {
         let held = match group.find(&record.key) {
             Some(rival) => Some((rival.commitment, Some(rival))),
+            None if self.index.is_beyond(&record.slot) => None,
             None => self.index.slot(&record.key)?.map(|filled| (filled.commitment, None)),
         };
         Ok(match held {
@@ -248,7 +280,7 @@ impl Writer {
         Ok(held == Some(body.state))
     }
 
-    fn write(&mut self, fresh: Vec<Checked>) -> Result<(), AppendError> {
+    fn write(&mut self, fresh: Vec<Checked>) -> Result<Synced, AppendError> {
         let group: Vec<_> =
             fresh.iter().map(|it| (it.record.kind().number(), it.payload.as_slice())).collect();
         let (segment, first) = (self.journal.segment(), self.journal.position().records + 1);
@@ -256,24 +288,16 @@ impl Writer {
             .journal
             .append(&group, wall_now())
             .map_err(|source| AppendError::Disk { path: self.journal.path(), source: source.into() })?;
-        let file = FileId::Segment(place.segment);
-        let numbered: Vec<_> = (first..)
-            .zip(starts)
-            .zip(fresh)
-            .map(|((number, offset), checked)| Numbered { number, spot: Spot { file, offset }, checked })
-            .collect();
-        self.index.apply(&numbered, Some(place))?;
-        fault::point(fault::GROUP_INDEXED);
-        if place.position.records - self.flushed >= FLUSH_EVERY {
-            self.index.flush();
-            fault::point(fault::INDEX_FLUSHED);
-            self.flushed = place.position.records;
-        }
         if segment != self.journal.segment() {
             // Whoever compacts may be busy, and looks again when it is done.
             let _ = self.rolled.try_send(());
         }
-        Ok(())
+        let file = FileId::Segment(place.segment);
+        let numbered = (first..).zip(starts).zip(fresh).map(|((number, offset), checked)| {
+            let spot = Spot { file, offset };
+            Numbered { number, spot, checked }
+        });
+        Ok((numbered.collect(), place))
     }
 }
 
