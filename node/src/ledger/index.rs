@@ -17,10 +17,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::unit::UnixMillis;
@@ -43,6 +46,9 @@ const HORIZON: &[u8] = b"horizon";
 const RECENT_LANES: usize = 512;
 /// Keys and values that are held in memory before sled gets them, or some more: the last group's.
 const FRESH_ENTRIES: usize = 2_048;
+/// For so long another one's lock is waited for, and looked at so often.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 /// sled's page cache, in bytes.
 const CACHE_BYTES: u64 = 32 << 20;
 
@@ -141,6 +147,25 @@ impl Writes {
     }
 }
 
+/// Opens sled once its lock is free: whoever closed it last may hold that a little longer, through a thread
+/// that is ending or a child that was just forked.
+pub(super) fn open_unlocked(config: &sled::Config) -> sled::Result<Db> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < until => {
+                thread::sleep(LOCK_POLL);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// sled tells it by words alone.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
+}
+
 fn in_table(table: Table, key: &[u8]) -> Vec<u8> {
     let mut whole = Vec::with_capacity(1 + key.len());
     whole.push(table as u8);
@@ -163,7 +188,7 @@ impl Index {
     /// Deletes whatever is in `path` and begins an empty index there.
     pub(super) fn begin(path: &Path, me: PeerId) -> Result<Self, LedgerError> {
         match std::fs::remove_dir_all(path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(LedgerError::Io { doing: "delete", path: path.to_owned(), source });
             }
             _ => {}
@@ -176,7 +201,7 @@ impl Index {
         let index = catch_unwind(AssertUnwindSafe(|| {
             // No flusher thread: a lost tail of the index is read again from the journal.
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-            let db = config.open()?;
+            let db = open_unlocked(&config)?;
             let tree = db.open_tree(TREE)?;
             let path = path.to_owned();
             let (horizon, fresh, recent) = (Arc::default(), Arc::default(), Arc::default());
@@ -206,6 +231,12 @@ impl Index {
     pub(super) fn tree(&self) -> &Tree {
         self.settle().unwrap();
         &self.tree
+    }
+
+    /// Keys and values that sled does not have yet.
+    #[cfg(test)]
+    pub(super) fn held_in_memory(&self) -> usize {
+        self.fresh.read().unwrap().len()
     }
 
     /// Where it lies.

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use super::disk::length;
 use super::frame::{FIRST_OF_GROUP, HEADER_BYTES, parse};
-use super::index::Table;
+use super::index::{Table, open_unlocked};
 use super::journal::segment_name;
 use super::record::Checked;
 use super::slot::Slot;
@@ -24,6 +24,7 @@ use super::*;
 mod compaction;
 mod conversation;
 mod crash;
+mod index;
 mod journal;
 mod pairs;
 mod power;
@@ -267,7 +268,7 @@ async fn a_lost_or_broken_index_is_built_anew() {
         Table::Accounts,
         Table::Quotes,
     ] {
-        let db = sled::open(&path).unwrap();
+        let db = open_unlocked(&sled::Config::new().path(&path)).unwrap();
         let tree = db.open_tree("index-2").unwrap();
         let (lost, _) = tree.scan_prefix([table as u8]).next().unwrap().unwrap();
         tree.remove(lost).unwrap();
@@ -500,8 +501,12 @@ async fn what_was_verified_is_kept_without_a_second_look() {
 async fn appends_that_wait_together_share_a_sync() {
     let home = tempfile::tempdir().unwrap();
     let (ledger, _) = open(home.path());
-    let records: Vec<_> = (0..100).map(|number| selling(number).voucher(1, 1)).collect();
-    let appends = records.into_iter().map(|record| ledger.append(vec![record]));
+    let verified = |number| match selling(number).voucher(1, 1) {
+        Record::Voucher(voucher) => voucher.verify().unwrap().into(),
+        other => panic!("{other:?}"),
+    };
+    let records: Vec<VerifiedRecord> = (0..100).map(verified).collect();
+    let appends = records.into_iter().map(|record| ledger.append_verified(vec![record]));
     for outcome in futures::future::join_all(appends).await {
         outcome.unwrap();
     }

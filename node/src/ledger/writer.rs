@@ -6,9 +6,11 @@
 //! [`super::Ledger`] is dropped, or stays only to refuse after a failure.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
 
 use potluck_protocol::id::Digest;
 use potluck_protocol::sign::Signed;
@@ -27,6 +29,12 @@ use super::wall_now;
 
 /// After so many records the index is flushed: what a restart after a crash reads again at most.
 const FLUSH_EVERY: u64 = 4_096;
+
+/// A group of so many batches is followed by a pause of [`GATHER`], as many are at work then.
+const SHARED_BY: usize = 4;
+/// For so long batches gather before they are synced together. No voucher is that urgent, and while many
+/// lanes run it spares the disk most of its syncs.
+const GATHER: Duration = Duration::from_micros(500);
 
 /// One batch, and where its outcome goes.
 #[derive(Debug)]
@@ -126,12 +134,16 @@ impl Writer {
 
     /// The thread's whole life.
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
-        let mut held = None;
+        let (mut held, mut is_busy) = (None, false);
         while let Some(request) = held.take().or_else(|| inbox.blocking_recv()) {
             match request {
                 Request::Keep(first) => {
+                    if is_busy {
+                        thread::sleep(GATHER);
+                    }
                     let (group, next) = gather(first, &mut inbox);
                     held = next;
+                    is_busy = group.len() >= SHARED_BY;
                     self.commit(group);
                 }
                 Request::Retire { horizon, answer } => {
