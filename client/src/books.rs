@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use potluck_node::accounts::{Accounts, SyncError};
 use potluck_node::books;
-use potluck_node::ledger::{AppendError, Ledger, VerifiedRecord};
+use potluck_node::ledger::{AppendError, Ledger, Retention, VerifiedRecord};
 use potluck_node::net::AskError;
 use potluck_protocol::id::PeerId;
 use potluck_protocol::sign::SigningKey;
@@ -42,7 +42,10 @@ impl Books {
     pub fn open(joining: &mut Joining, told: bool) -> Result<Self, Failure> {
         let us = joining.identity.peer();
         let (ledger, _report) = books::open(&joining.state.ledger_dir(), us, told)?;
-        let key = SigningKey::from_seed(joining.identity.signing_key().seed());
+        let key = || SigningKey::from_seed(joining.identity.signing_key().seed());
+        // Nothing is due most times; and a program that ends meanwhile leaves the files as they were.
+        ledger.tend(key(), Retention::default())?;
+        let key = key();
         let accounts = Accounts::open(key, ledger.clone(), joining.network.clone(), &joining.state)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(accounts.clone().serve(joining.questions(), stop.clone()));

@@ -105,15 +105,18 @@ impl Process {
     pub async fn event(&mut self, event: &str, within: Duration) -> Result<Value, KitError> {
         let what = format!("say `{event}`");
         let deadline = Instant::now() + within;
+        let mut said = String::new();
         loop {
             let next = timeout_at(deadline, self.next_event(within)).await;
             match next.map_err(|_| self.too_slow(&what, within))?? {
                 Some(value) if value["event"] == event => return Ok(value),
-                Some(_) => {}
+                Some(value) => said = value.to_string(),
                 None => {
                     // The end of the output is seen before the last words on stderr are whole.
-                    self.exit(GRACE).await?;
-                    let (program, log) = (self.name.clone(), self.stderr());
+                    let status = self.exit(GRACE).await?;
+                    // A program that was asked for JSON says there why it ends.
+                    let log = format!("{}\n{status}, and its last line: {said}", self.stderr());
+                    let program = self.name.clone();
                     return Err(KitError::Ended { program, what, log });
                 }
             }

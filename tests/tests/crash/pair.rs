@@ -28,6 +28,8 @@ const CONFIG: &str = "new_peer_credit = 3600\n";
 const BUDGET: &str = "0.0005";
 /// How long a provider may take until it is found.
 const START: Duration = Duration::from_secs(60);
+/// What is told of a program that was killed.
+const KILLED: &str = "signal: 9";
 /// A program that is to die dies within this time after the other side is done with it.
 const DEATH: Duration = Duration::from_secs(10);
 /// What a program has written is read in this time.
@@ -138,6 +140,17 @@ impl Pair {
         Ok(())
     }
 
+    /// Starts the next provider. One that is to die at `fault` may pass it before it is there; then the one
+    /// after it lives.
+    async fn inherit(&mut self, fault: Option<&str>) -> Result<(), KitError> {
+        match self.provide(fault).await {
+            Err(KitError::Ended { log, .. }) if fault.is_some() && log.contains(KILLED) => {
+                self.provide(None).await
+            }
+            begun => begun,
+        }
+    }
+
     /// Ends the provider as a power loss of its process would.
     pub(crate) async fn kill_provider(&mut self) -> Result<(), KitError> {
         if let Some(provider) = &self.provider {
@@ -233,7 +246,7 @@ impl Pair {
                     }
                     self.buried(signal).await?;
                     provider_died = true;
-                    self.provide(job.heir.as_deref()).await?;
+                    self.inherit(job.heir.as_deref()).await?;
                 }
                 () = sleep_until(due), if kill.is_some() => match kill.take() {
                     Some((Who::Renter, _)) => renter.signal(Signal::KILL)?,
@@ -250,7 +263,7 @@ impl Pair {
         if job.dies && !provider_died {
             provider_died = self.provider_died(DEATH).await?;
             if provider_died {
-                self.provide(job.heir.as_deref()).await?;
+                self.inherit(job.heir.as_deref()).await?;
             }
         }
         Ok(Run { ended, provider_died })
