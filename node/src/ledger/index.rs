@@ -46,6 +46,8 @@ const HORIZON: &[u8] = b"horizon";
 const RECENT_LANES: usize = 512;
 /// Keys and values that are held in memory before sled gets them, or some more: the last group's.
 const FRESH_ENTRIES: usize = 2_048;
+/// Times that freed pages are collected after so many entries, some hundreds each time.
+const COLLECTIONS: usize = 64;
 /// For so long another one's lock is waited for, and looked at so often.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -378,6 +380,11 @@ impl Index {
         }
         self.tree.apply_batch(batch).map_err(|error| self.failed(&error))?;
         fresh.clear();
+        // sled leaves the pages that a batch replaced to its readers to free, some at each look. A rebuild
+        // hardly looks: without this it holds five times the index in memory.
+        for _ in 0..COLLECTIONS {
+            crossbeam_epoch::pin().flush();
+        }
         Ok(())
     }
 

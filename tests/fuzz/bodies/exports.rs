@@ -99,8 +99,14 @@ fn sealed(bytes: &[u8]) {
 fn any(numbers: &mut Numbers<'_>, digests: &[Digest]) -> Statement {
     let turned = numbers.next() % 2 == 1;
     let (renter, provider) = if turned { (2, 1) } else { (1, 2) };
-    let job =
-        Job { renter, provider, lane: numbers.next() % 3, created: numbers.next(), meters: 0, closed: false };
+    let job = Job {
+        renter,
+        provider,
+        lane: numbers.next() % 3,
+        created: numbers.next().min(1 << 48),
+        meters: 0,
+        closed: false,
+    };
     let (lane, k) = (job.id(), numbers.small());
     let usage = Usage {
         load: GpuMillis::new(numbers.next()),
