@@ -45,8 +45,7 @@ impl Books {
         let key = || SigningKey::from_seed(joining.identity.signing_key().seed());
         // Nothing is due most times; and a program that ends meanwhile leaves the files as they were.
         ledger.tend(key(), Retention::default())?;
-        let key = key();
-        let accounts = Accounts::open(key, ledger.clone(), joining.network.clone(), &joining.state)?;
+        let accounts = Accounts::open(key(), ledger.clone(), joining.network.clone(), &joining.state)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(accounts.clone().serve(joining.questions(), stop.clone()));
         Ok(Self { ledger, accounts, us, stop, serving })

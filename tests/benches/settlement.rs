@@ -20,7 +20,7 @@ use potluck_protocol::offer::{Hardware, Protection, Quote, Terms};
 use potluck_protocol::settle::{Accept, Close, CloseReason, Contract, Meter, Receipt, Usage, Voucher};
 use potluck_protocol::sign::{Signed, SigningKey, Verified};
 use potluck_protocol::unit::{GpuMillis, NanoCredit, Rate, UnixMillis};
-use potluck_tests::figures::{self, Figure};
+use potluck_tests::figures::{self, Figure, median};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -196,11 +196,6 @@ impl Signer {
         records.push(close.into());
         Ok(records)
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 fn signing(all: &mut Vec<Figure>) -> Outcome<()> {
