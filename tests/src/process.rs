@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::{KitError, io_error};
 
@@ -24,6 +24,8 @@ use crate::error::{KitError, io_error};
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Lines that may wait to be asked for; a program that prints more than that waits.
 const UNREAD_LINES: usize = 65_536;
+/// How often a log is looked at for words that are waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A program that we started.
 #[derive(Debug)]
@@ -120,6 +122,25 @@ impl Process {
                     return Err(KitError::Ended { program, what, log });
                 }
             }
+        }
+    }
+
+    /// Waits until what it wrote to stderr holds all of `words`. Its prose has no order that a test may rely
+    /// on: a peer can hear its answer before the line about it is written.
+    ///
+    /// # Errors
+    /// When it does not in time; the error holds what it wrote instead.
+    pub async fn says(&self, words: &[&str], within: Duration) -> Result<(), KitError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let said = self.stderr();
+            if words.iter().all(|word| said.contains(word)) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(self.too_slow(&format!("say {words:?} on stderr"), within));
+            }
+            sleep(LOOK_AGAIN).await;
         }
     }
 
