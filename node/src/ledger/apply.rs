@@ -1,7 +1,7 @@
 //! Taking records into the index: what a group of them changes, worked out first and written at once.
 //!
 //! Owns: how lanes, accounts and books follow from records. Never: reads the journal, or decides whether
-//! a record is admitted (the writer does). Called by the writer thread, after the journal's sync, and by
+//! a record is admitted (the writer does). Called by the writer, after the journal's sync, and by
 //! the loader when the index is brought up to date; never by two at a time.
 
 use std::collections::hash_map::Entry;

@@ -2,7 +2,7 @@
 //!
 //! Owns: one sled tree with a table for each question, and the place in the journal that it reflects.
 //! Never: is believed over the journal, which rebuilds it whenever it is missing, old, broken, or from
-//! another journal. Written by the writer thread (see apply.rs) and by compaction, which only drops and
+//! another journal. Written by the writer (see apply.rs) and by compaction, which only drops and
 //! moves slots; asked by readers (see money.rs and pairs.rs). Ends when its last user drops it; sled
 //! flushes then.
 //!
@@ -46,6 +46,11 @@ const HORIZON: &[u8] = b"horizon";
 const RECENT_LANES: usize = 512;
 /// Keys and values that are held in memory before sled gets them, or some more: the last group's.
 const FRESH_ENTRIES: usize = 2_048;
+/// What a record of a lane writes at most: its slot, its lane in four tables (in one of them twice), the
+/// account, the place.
+const ENTRIES_A_RECORD: usize = 8;
+/// Room for most values at once.
+const USUAL_BYTES: usize = 256;
 /// Times that freed pages are collected after so many entries, some hundreds each time.
 const COLLECTIONS: usize = 64;
 /// For so long another one's lock is waited for, and looked at so often.
@@ -473,9 +478,15 @@ impl Index {
         if fresh.len() >= FRESH_ENTRIES { self.settle_held(&mut fresh) } else { Ok(()) }
     }
 
+    /// Can so many records of lanes be taken in without sled?
+    pub(super) fn has_room(&self, records: usize) -> bool {
+        let held = self.fresh.read().unwrap_or_else(PoisonError::into_inner).len();
+        held + records.saturating_mul(ENTRIES_A_RECORD) < FRESH_ENTRIES
+    }
+
     /// A value as the tables hold it.
     pub(super) fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, ReadError> {
-        postcard::to_stdvec(value).map_err(|_| self.broken())
+        postcard::to_extend(value, Vec::with_capacity(USUAL_BYTES)).map_err(|_| self.broken())
     }
 
     /// A value that a table holds.

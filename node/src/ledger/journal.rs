@@ -2,7 +2,7 @@
 //!
 //! Owns: which files make the chain, the durable append (one sync per group), and finding the chain's
 //! end again. Never: knows what a record means, retries a failed sync, or deletes a damaged file.
-//! Called by the writer thread, and by the ledger when it opens. Ends with the writer; there is
+//! Called by the writer, and by the ledger when it opens. Ends with the writer; there is
 //! nothing to flush, as every append was synced before it returned.
 //!
 //! ```text
@@ -434,6 +434,11 @@ impl Journal {
         self.segment
     }
 
+    /// Do so many bytes fit the segment that is open?
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.at + bytes <= self.size
+    }
+
     /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives the
     /// place after it, and at which byte of that segment each record begins. After an error the journal's end is unknown: the caller must not append
     /// again (a sync reports a lost page only once).
@@ -449,7 +454,7 @@ impl Journal {
                 head: write_record(&mut bytes, kind | mark, &position.head, payload)?,
             };
         }
-        if self.at + bytes.len() > self.size {
+        if !self.has_room(bytes.len()) {
             self.roll(now)?;
         }
         write_all_at(&*self.file, &bytes, length(self.at))?;

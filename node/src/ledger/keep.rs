@@ -210,11 +210,34 @@ impl Ledger {
         if bytes > MAX_GROUP_BYTES {
             return Err(AppendError::TooLarge { bytes, max: MAX_GROUP_BYTES });
         }
+        let records = match self.keep_here(records, whole)? {
+            Here::Done(outcomes) => return Ok(outcomes),
+            Here::Not(records) => records,
+        };
         let (answer, outcome) = oneshot::channel();
         let request = Request::Keep(Batch { records, whole, answer });
         self.inbox()?.send(request).await.map_err(|_| AppendError::Stopped)?;
         outcome.await.map_err(|_| AppendError::Stopped)?
     }
+
+    /// Commits a batch on this thread, if that is quick and nobody else is at it or waits.
+    fn keep_here(&self, records: Vec<Checked>, whole: bool) -> Result<Here, AppendError> {
+        let inbox = self.inbox()?;
+        if inbox.capacity() < inbox.max_capacity() {
+            return Ok(Here::Not(records));
+        }
+        match self.shared.turn.of_caller() {
+            Some(mut writer) if writer.may_serve(&records) => writer.serve(records, whole).map(Here::Done),
+            // Of a writer that is broken, its thread tells.
+            _ => Ok(Here::Not(records)),
+        }
+    }
+}
+
+/// Was a batch committed on its caller's thread?
+enum Here {
+    Done(Vec<Outcome>),
+    Not(Vec<Checked>),
 }
 
 /// What a first look at a record shows.

@@ -7,7 +7,8 @@
 //! of [`Ledger`] is dropped, which waits for the writer thread.
 //!
 //! ```text
-//! append ──check signature──▶ channel ──▶ writer thread: sign-once │ journal, one fdatasync ──▶ durable │ index
+//! append ──check signature──▶ channel ──▶ writer: sign-once │ journal, one fdatasync ──▶ durable │ index
+//!                        └── alone, on a quick disk ──▶┘
 //! totals, standing, book, heads ◀────────────────────────────────────────────────────── index
 //! objects, statement, beyond ◀── one by one ── checkpoint, segments ◀── where they lie ── index
 //! each_object, check ◀───────────── all of ── checkpoint, segments
@@ -70,7 +71,7 @@ use disk::{Disk, Folder};
 use index::Index;
 use journal::Found;
 use seal::Sealer;
-use writer::{Request, Writer};
+use writer::{Request, Turn, Writer};
 
 use crate::fault;
 
@@ -106,6 +107,8 @@ struct Shared {
     me: PeerId,
     disk: Arc<dyn Disk>,
     index: Index,
+    /// The writer is its thread's, or a caller's who commits its own batch while nobody else does.
+    turn: Arc<Turn>,
     inbox: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     /// Hears of full segments, until somebody tends the ledger.
@@ -187,14 +190,17 @@ impl Ledger {
         let gate = Arc::new(RwLock::new(()));
         let index_and_gate = (loaded.index.clone(), gate.clone());
         let writer = Writer::new(journal, index_and_gate, horizon, failed.clone(), roll);
+        let turn = Arc::new(Turn::new(writer));
+        let serving = turn.clone();
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || writer.run(requests))
+            .spawn(move || Writer::run(&serving, requests))
             .map_err(|source| LedgerError::Thread { source })?;
         let shared = Shared {
             me,
             disk,
             index: loaded.index.behind(gate),
+            turn,
             inbox: Some(inbox),
             thread: Some(thread),
             rolled: Mutex::new(Some(rolled)),

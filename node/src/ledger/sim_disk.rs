@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use super::disk::{Disk, DiskFile};
 
@@ -66,6 +68,10 @@ struct State {
     writes: u64,
     failure: Option<(u64, Failure)>,
     is_dead: bool,
+    /// How long each sync of a file takes.
+    slow: Duration,
+    /// Who synced a file last.
+    synced_by: Option<ThreadId>,
 }
 
 impl State {
@@ -113,6 +119,16 @@ fn random(seed: &mut u64) -> usize {
 impl SimDisk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Makes each sync of a file take so long.
+    pub(super) fn slow_down(&self, by: Duration) {
+        self.state().slow = by;
+    }
+
+    /// The thread that synced a file last.
+    pub(super) fn synced_by(&self) -> Option<ThreadId> {
+        self.state().synced_by
     }
 
     /// Steps so far.
@@ -264,6 +280,8 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
+        thread::sleep(state.slow);
+        state.synced_by = Some(thread::current().id());
         let synced = state.step(false, true);
         let is_dead = state.is_dead;
         let node = &mut state.nodes[self.node];

@@ -1,22 +1,28 @@
-//! The writer: one thread through which every append goes.
+//! The writer: what every append goes through, one group at a time.
 //!
 //! Owns: group commit (all batches that wait share one sync), the sign-once check, the horizon behind
 //! which lanes are retired, and stopping for good after the first failure. Never: reads the network
-//! or checks a signature (the front did). Called through a bounded channel. Ends when the last
-//! [`super::Ledger`] is dropped, or stays only to refuse after a failure.
+//! or checks a signature (the front did). Called through a bounded channel by way of a thread, which ends
+//! when the last [`super::Ledger`] is dropped, or stays only to refuse after a failure.
+//!
+//! Whoever comes while nobody else appends may commit its own batch on its own thread
+//! ([`Writer::may_serve`]): waking the writer's thread and being woken by it costs as much as the sync
+//! itself where the disk is quick. A caller is an async task, so that is for quick disks and short work
+//! only: whether the last sync was one decides, and all that takes longer is left to the thread.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use potluck_protocol::id::Digest;
 use potluck_protocol::sign::Signed;
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::Numbered;
+use super::disk::length;
 use super::error::{AppendError, ReadError};
 use super::fault;
 use super::frame::record_bytes;
@@ -35,6 +41,9 @@ const SHARED_BY: usize = 4;
 /// For so long batches gather before they are synced together. No voucher is that urgent, and while many
 /// lanes run it spares the disk most of its syncs.
 const GATHER: Duration = Duration::from_micros(500);
+/// A write and its sync of at most so long, what checking a few signatures takes, may be waited for by a
+/// thread that has other tasks to run.
+const QUICK: Duration = Duration::from_micros(250);
 
 /// One batch, and where its outcome goes.
 #[derive(Debug)]
@@ -97,11 +106,13 @@ pub(super) fn batch_bytes(records: &[Checked]) -> usize {
     records.iter().map(|it| record_bytes(it.payload.len())).sum()
 }
 
-/// What the thread works with.
+/// What an append works with: held by the thread, or by who commits its own batch.
 #[derive(Debug)]
 pub(super) struct Writer {
     journal: Journal,
     index: Index,
+    /// Did the last group reach the disk within [`QUICK`]?
+    is_quick: bool,
     horizon: u64,
     /// Are books being put away?
     retiring: bool,
@@ -113,6 +124,34 @@ pub(super) struct Writer {
     gate: Arc<RwLock<()>>,
     /// Told when a segment is full.
     rolled: SyncSender<()>,
+}
+
+/// Who has the writer: its thread, or a caller while nobody waits.
+#[derive(Debug)]
+pub(super) struct Turn {
+    writer: Mutex<Writer>,
+    /// Does the thread wait for its turn? Then no caller takes one.
+    thread_waits: AtomicBool,
+}
+
+impl Turn {
+    /// Nobody's turn yet.
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { writer: Mutex::new(writer), thread_waits: AtomicBool::new(false) }
+    }
+
+    /// The thread's turn; never, if whoever had the last one panicked: what it was about to write is unknown.
+    fn of_thread(&self) -> Option<MutexGuard<'_, Writer>> {
+        self.thread_waits.store(true, Ordering::Relaxed);
+        let writer = self.writer.lock().ok();
+        self.thread_waits.store(false, Ordering::Relaxed);
+        writer
+    }
+
+    /// A caller's turn, if it is nobody's.
+    pub(super) fn of_caller(&self) -> Option<MutexGuard<'_, Writer>> {
+        if self.thread_waits.load(Ordering::Relaxed) { None } else { self.writer.try_lock().ok() }
+    }
 }
 
 /// Records that the journal holds and the index does not, and the place after them.
@@ -129,13 +168,26 @@ impl Writer {
         rolled: SyncSender<()>,
     ) -> Self {
         let flushed = journal.position().records;
-        Self { journal, index, horizon, retiring: false, flushed, failed: None, has_failed, gate, rolled }
+        Self {
+            journal,
+            index,
+            is_quick: false,
+            horizon,
+            retiring: false,
+            flushed,
+            failed: None,
+            has_failed,
+            gate,
+            rolled,
+        }
     }
 
     /// The thread's whole life.
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+    pub(super) fn run(turn: &Turn, mut inbox: mpsc::Receiver<Request>) {
         let (mut held, mut is_busy) = (None, false);
         while let Some(request) = held.take().or_else(|| inbox.blocking_recv()) {
+            // Held while batches gather, too: nobody passes those that wait.
+            let Some(mut writer) = turn.of_thread() else { return };
             match request {
                 Request::Keep(first) => {
                     if is_busy {
@@ -144,17 +196,38 @@ impl Writer {
                     let (group, next) = gather(first, &mut inbox);
                     held = next;
                     is_busy = group.len() >= SHARED_BY;
-                    self.commit(group);
+                    writer.commit(group);
                 }
                 Request::Retire { horizon, answer } => {
-                    let outcome = self.retire(horizon);
-                    self.retiring = outcome.is_ok();
+                    let outcome = writer.retire(horizon);
+                    writer.retiring = outcome.is_ok();
                     tell(answer, outcome);
                 }
-                Request::Retired => self.retiring = false,
+                Request::Retired => writer.retiring = false,
             }
         }
-        self.index.flush();
+        if let Some(writer) = turn.of_thread() {
+            writer.index.flush();
+        }
+    }
+
+    /// May a caller that nobody waits beside commit this on its own thread? Not where the disk is slow, a
+    /// segment is full, sled is to be given its due, or a balance makes lanes be added up.
+    pub(super) fn may_serve(&self, records: &[Checked]) -> bool {
+        let after = self.journal.position().records + length(records.len());
+        self.is_quick
+            && self.failed.is_none()
+            && records.iter().all(|it| it.slot.lane().is_some())
+            && self.journal.has_room(batch_bytes(records))
+            && after - self.flushed < FLUSH_EVERY
+            && self.index.has_room(records.len())
+    }
+
+    /// Commits one batch, on the caller's thread; gives what became of it.
+    pub(super) fn serve(&mut self, records: Vec<Checked>, whole: bool) -> Result<Vec<Outcome>, AppendError> {
+        let (answer, mut outcome) = oneshot::channel();
+        self.commit(vec![Batch { records, whole, answer }]);
+        outcome.try_recv().map_err(|_| AppendError::Stopped)?
     }
 
     fn retire(&mut self, horizon: u64) -> Result<(), AppendError> {
@@ -296,10 +369,12 @@ impl Writer {
         let group: Vec<_> =
             fresh.iter().map(|it| (it.record.kind().number(), it.payload.as_slice())).collect();
         let (segment, first) = (self.journal.segment(), self.journal.position().records + 1);
+        let started = Instant::now();
         let (place, starts) = self
             .journal
             .append(&group, wall_now())
             .map_err(|source| AppendError::Disk { path: self.journal.path(), source: source.into() })?;
+        self.is_quick = started.elapsed() <= QUICK;
         if segment != self.journal.segment() {
             // Whoever compacts may be busy, and looks again when it is done.
             let _ = self.rolled.try_send(());

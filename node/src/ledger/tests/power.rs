@@ -1,6 +1,9 @@
 //! Tests that take the power away, fill the disk and break its syncs. Owns: random lives of a journal
 //! and of a ledger on a simulated disk. Never: touches the real journal format's tests.
 
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
 use super::super::journal::Journal;
 use super::super::sim_disk::{Failure, SimDisk};
 use super::*;
@@ -27,6 +30,36 @@ fn open_journal(disk: &SimDisk) -> Result<(Journal, Vec<Vec<u8>>), LedgerError> 
     })?;
     found.sweep()?;
     Ok((found.into_journal(end, NOW)?, payloads))
+}
+
+/// Appends vouchers one by one, up to 200 or until `enough` of the thread that synced the last one.
+async fn synced_by_until(disk: &SimDisk, enough: impl Fn(Option<ThreadId>) -> bool) -> bool {
+    let home = tempfile::tempdir().unwrap();
+    let me = key(1).peer();
+    let (ledger, _) =
+        Ledger::open_on(Arc::new(disk.clone()), &home.path().join("index"), me, &mut |_| {}).unwrap();
+    let sample = Sample { renter: 1, provider: 2, number: 1 };
+    for k in 1..=200 {
+        ledger.append(vec![sample.voucher(k, u64::from(k) * 11_111)]).await.unwrap();
+        if enough(disk.synced_by()) {
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn on_a_quick_disk_who_is_alone_commits_by_itself() {
+    let ours = thread::current().id();
+    assert!(synced_by_until(&SimDisk::default(), |by| by == Some(ours)).await);
+}
+
+#[tokio::test]
+async fn nobody_waits_on_its_own_thread_for_a_slow_disk() {
+    let ours = thread::current().id();
+    let disk = SimDisk::default();
+    disk.slow_down(Duration::from_millis(1));
+    assert!(!synced_by_until(&disk, |by| by == Some(ours)).await);
 }
 
 /// One life: what is appended in it, and what ends it.
