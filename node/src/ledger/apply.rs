@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Part, book_of, note, note_agreed, statements_of};
 use super::error::ReadError;
-use super::index::{Filled, Index, Table, Writes, time_key};
+use super::fresh::Writes;
+use super::index::{Filled, Index, Table, time_key};
 use super::journal::Place;
 use super::lane::{LaneState, RetiredLane};
 use super::read::Spot;
@@ -71,11 +72,11 @@ impl Index {
         let (mut changes, mut writes) = (Changes::default(), Writes::default());
         for Numbered { number, spot, checked } in group {
             let filled = Filled { commitment: checked.commitment, number: *number, spot: *spot };
-            writes.put(Table::Slots, &checked.key, self.encode(&filled)?);
+            writes.fill(checked.key, filled);
             match (checked.slot.subject, &checked.record) {
                 (Subject::Lane(slot), Record::Quote(quote)) => {
                     let quoted = Quoted { model: quote.body.model, slot };
-                    writes.put(Table::Quotes, checked.digest.as_bytes(), self.encode(&quoted)?);
+                    writes.put(Table::Quotes, checked.digest.as_bytes(), &self.encode(&quoted)?);
                 }
                 (Subject::Lane(lane), _) => {
                     let horizon = self.horizon();
@@ -86,14 +87,14 @@ impl Index {
                     self.change_book(&mut changes, peer, record, checked.digest)?;
                 }
                 (Subject::Convict(signer), Record::Proof(proof)) => {
-                    writes.put(Table::Proofs, signer.as_bytes(), self.encode(proof)?);
+                    writes.put(Table::Proofs, signer.as_bytes(), &self.encode(proof)?);
                 }
                 (Subject::Convict(_), _) => {}
             }
         }
         self.add_up_moved(&mut changes, &mut writes)?;
         if let Some(place) = place {
-            self.reflect(&mut writes, place)?;
+            writes.reflect(place);
         }
         self.write_changes(changes, writes)
     }
@@ -113,13 +114,11 @@ impl Index {
         Ok(parts)
     }
 
-    fn account<'a>(&self, changes: &'a mut Changes, peer: PeerId) -> Result<&'a mut Account, ReadError> {
+    fn account_in<'a>(&self, changes: &'a mut Changes, peer: PeerId) -> Result<&'a mut Account, ReadError> {
         use std::collections::btree_map::Entry;
         Ok(match changes.accounts.entry(peer) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                entry.insert(self.get(Table::Accounts, peer.as_bytes())?.unwrap_or_default())
-            }
+            Entry::Vacant(entry) => entry.insert(self.account(peer)?.unwrap_or_default()),
         })
     }
 
@@ -132,15 +131,12 @@ impl Index {
     ) -> Result<(), ReadError> {
         let me = self.me;
         let peer = if lane.renter == me { lane.provider } else { lane.renter };
-        let floor = self.account(changes, peer)?.floor;
+        let floor = self.account_in(changes, peer)?.floor;
         let key = lane_key(&lane);
         let (_, after) = match changes.lanes.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let held = match self.recall(&key) {
-                    Some(held) => Some(held),
-                    None => self.get::<LaneState>(Table::Lanes, &key)?,
-                };
+                let held = self.lane_by_key(&key)?;
                 let before =
                     held.as_ref().map(|held| Before { opened: held.opened(), has_ended: held.has_ended() });
                 entry.insert((before, held.unwrap_or_else(|| LaneState::new(lane))))
@@ -149,7 +145,7 @@ impl Index {
         let part = if after.is_new() { Part::default() } else { after.part(me, floor) };
         change(after);
         let now = after.part(me, floor);
-        let account = self.account(changes, peer)?;
+        let account = self.account_in(changes, peer)?;
         account.part = account.part.exchange(part, now);
         Ok(())
     }
@@ -169,7 +165,7 @@ impl Index {
         match record {
             Record::State(state) => {
                 changes.states.insert(digest, Some(state.clone()));
-                self.account(changes, peer)?.proposed += 1;
+                self.account_in(changes, peer)?.proposed += 1;
                 note(&mut book, record);
             }
             Record::Countersign(answer) => {
@@ -177,7 +173,7 @@ impl Index {
                 if let Some(state) = state
                     && note_agreed(&mut book, &state, answer)
                 {
-                    let account = self.account(changes, peer)?;
+                    let account = self.account_in(changes, peer)?;
                     let floor = account.floor;
                     account.agree(&book, state.body.settle.as_ref(), self.me);
                     changes.moved.entry(peer).or_insert(floor);
@@ -202,7 +198,7 @@ impl Index {
         };
         if held.is_some() {
             changes.states.insert(state, None);
-            let account = self.account(changes, peer)?;
+            let account = self.account_in(changes, peer)?;
             account.proposed = account.proposed.saturating_sub(1);
         }
         Ok(held)
@@ -212,7 +208,7 @@ impl Index {
     fn add_up_moved(&self, changes: &mut Changes, writes: &mut Writes) -> Result<(), ReadError> {
         let me = self.me;
         for (peer, before) in changes.moved.clone() {
-            let floor = self.account(changes, peer)?.floor;
+            let floor = self.account_in(changes, peer)?.floor;
             let mut part = Part::default();
             let mut add = |lane: &LaneState| {
                 let Part { owed_to_us, we_owe, .. } = lane.part(me, floor);
@@ -229,7 +225,7 @@ impl Index {
                 Ok(ControlFlow::Continue(()))
             })?;
             changes.lanes.values().filter(|(_, lane)| lane.peer(me) == peer).for_each(|(_, lane)| add(lane));
-            let account = self.account(changes, peer)?;
+            let account = self.account_in(changes, peer)?;
             account.part = Part { lanes: account.part.lanes, open: account.part.open, ..part };
         }
         Ok(())
@@ -240,23 +236,22 @@ impl Index {
         if lane.opened() < floor {
             writes.remove(Table::Current, key);
         } else {
-            writes.put(Table::Current, key, Vec::new());
+            writes.put(Table::Current, key, &[]);
         }
     }
 
-    fn write_lane(
-        &self,
+    fn list_lane(
         writes: &mut Writes,
         key: &LaneKey,
         (before, after): (Option<Before>, &LaneState),
         floor: Option<UnixMillis>,
-    ) -> Result<(), ReadError> {
+    ) {
         let moved = before.filter(|before| before.opened != after.opened());
         if let Some(before) = moved {
             writes.remove(Table::Times, &time_key(before.opened, key));
         }
         if before.is_none() || moved.is_some() {
-            writes.put(Table::Times, &time_key(after.opened(), key), Vec::new());
+            writes.put(Table::Times, &time_key(after.opened(), key), &[]);
         }
         if let Some(floor) = floor {
             Self::list(writes, key, after, floor);
@@ -265,37 +260,32 @@ impl Index {
         if was_open && after.has_ended() {
             writes.remove(Table::Open, key);
         } else if before.is_none() && !after.has_ended() {
-            writes.put(Table::Open, key, Vec::new());
+            writes.put(Table::Open, key, &[]);
         }
-        writes.put(Table::Lanes, key, self.encode(after)?);
-        Ok(())
     }
 
     fn write_changes(&self, mut changes: Changes, mut writes: Writes) -> Result<(), ReadError> {
-        for (key, (before, after)) in &changes.lanes {
+        for (key, (before, after)) in std::mem::take(&mut changes.lanes) {
             let peer = after.peer(self.me);
             let stays = before.is_some_and(|before| before.opened == after.opened())
                 && !changes.moved.contains_key(&peer);
             let floor = changes.accounts.get(&peer).filter(|_| !stays).map(|account| account.floor);
-            self.write_lane(&mut writes, key, (*before, after), floor)?;
+            Self::list_lane(&mut writes, &key, (before, &after), floor);
+            writes.lane(key, after);
         }
         for (peer, book) in std::mem::take(&mut changes.books) {
             let statements = statements_of(&book);
-            self.account(&mut changes, peer)?.book = u32::try_from(statements.len()).unwrap_or(u32::MAX);
-            writes.put(Table::Books, peer.as_bytes(), self.encode(&statements)?);
+            self.account_in(&mut changes, peer)?.book = u32::try_from(statements.len()).unwrap_or(u32::MAX);
+            writes.put(Table::Books, peer.as_bytes(), &self.encode(&statements)?);
         }
         for (digest, state) in &changes.states {
             match state {
-                Some(state) => writes.put(Table::States, digest.as_bytes(), self.encode(state)?),
+                Some(state) => writes.put(Table::States, digest.as_bytes(), &self.encode(state)?),
                 None => writes.remove(Table::States, digest.as_bytes()),
             }
         }
-        for (peer, account) in &changes.accounts {
-            writes.put(Table::Accounts, peer.as_bytes(), self.encode(account)?);
-        }
-        self.write(writes)?;
-        self.remember(changes.lanes.into_iter().map(|(key, (_, lane))| (key, lane)));
-        Ok(())
+        changes.accounts.into_iter().for_each(|(peer, account)| writes.account(peer, account));
+        self.write(writes)
     }
 
     /// The statements that make the book with `peer`.

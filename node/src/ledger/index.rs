@@ -12,38 +12,38 @@
 //!
 //! A batch costs sled a write of its log and a switch of threads, more than the journal's sync takes: what is
 //! written is held in memory first, where every question looks before it asks sled, and goes to sled many
-//! groups at a time. A lane that was paid ten times is written once then. The place goes with them, so that
-//! what a crash loses of the index is read again from the journal.
+//! groups at a time (see fresh.rs). The place goes with them, so that what a crash loses of the index is
+//! read again from the journal.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use potluck_protocol::id::{Digest, LaneId, PeerId};
 use potluck_protocol::unit::UnixMillis;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sled::{Batch, Db, IVec, Tree};
+use sled::{Db, IVec, Tree};
 
 use super::account::Account;
 use super::error::{LedgerError, ReadError};
+use super::fresh::{Fresh, Writes, in_table, with_table};
 use super::journal::Place;
 use super::lane::LaneState;
+use super::page::{Page, PageKey, page_key};
 use super::read::Spot;
 use super::seal;
-use super::slot::{LANE_KEY_BYTES, LaneKey, Slot, SlotKey, Subject, kind_and_k, lane_key, slot_prefix};
+use super::slot::{LANE_KEY_BYTES, LaneKey, Slot, SlotKey, Subject, lane_key, slot_prefix};
 
-const TREE: &str = "index-2";
-const REFLECTED: &[u8] = b"reflected";
+pub(super) const TREE: &str = "index-3";
+/// Where in [`Table::Meta`] the place is.
+pub(super) const REFLECTED: &[u8] = b"reflected";
 const BASE: &[u8] = b"base";
 const HORIZON: &[u8] = b"horizon";
-/// Lanes that are kept at hand, or some more: the last group's.
-const RECENT_LANES: usize = 512;
 /// Keys and values that are held in memory before sled gets them, or some more: the last group's.
 const FRESH_ENTRIES: usize = 2_048;
 /// What a record of a lane writes at most: its slot, its lane in four tables (in one of them twice), the
@@ -65,7 +65,7 @@ const CACHE_BYTES: u64 = 32 << 20;
 pub(super) enum Table {
     /// The place, the base, the horizon.
     Meta = b'm',
-    /// [`SlotKey`] to [`Filled`].
+    /// [`PageKey`] to [`Page`].
     Slots = b's',
     /// A lane's key to [`LaneState`].
     Lanes = b'l',
@@ -90,8 +90,10 @@ pub(super) enum Table {
 /// The place in the journal that the tables reflect.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reflected {
-    owner: PeerId,
-    place: Place,
+    /// Whose index it is.
+    pub(super) owner: PeerId,
+    /// The place.
+    pub(super) place: Place,
 }
 
 /// The checkpoint that the tables rest on.
@@ -125,32 +127,16 @@ pub(super) struct Index {
     db: Db,
     tree: Tree,
     horizon: Arc<AtomicU64>,
-    /// What is written and sled does not have yet: `None` is removed.
-    fresh: Arc<RwLock<HashMap<IVec, Option<IVec>>>>,
+    /// What is written and sled does not have yet.
+    fresh: Arc<RwLock<Fresh>>,
     /// Held by the writer while records that somebody was told of are not in yet: who asks waits. The
     /// writer has none, as it never waits for itself.
     gate: Option<Arc<RwLock<()>>>,
-    /// Lanes as they were last written: those that run are changed again and again.
-    recent: Arc<Mutex<HashMap<LaneKey, LaneState>>>,
 }
 
 impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Index").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-/// Writes that go in together or not at all; of two to one key the later counts.
-#[derive(Debug, Default)]
-pub(super) struct Writes(Vec<(IVec, Option<IVec>)>);
-
-impl Writes {
-    pub(super) fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
-        self.0.push((in_table(table, key).into(), Some(value.into())));
-    }
-
-    pub(super) fn remove(&mut self, table: Table, key: &[u8]) {
-        self.0.push((in_table(table, key).into(), None));
     }
 }
 
@@ -171,13 +157,6 @@ pub(super) fn open_unlocked(config: &sled::Config) -> sled::Result<Db> {
 /// sled tells it by words alone.
 fn is_locked(error: &io::Error) -> bool {
     error.to_string().contains("could not acquire lock")
-}
-
-fn in_table(table: Table, key: &[u8]) -> Vec<u8> {
-    let mut whole = Vec::with_capacity(1 + key.len());
-    whole.push(table as u8);
-    whole.extend_from_slice(key);
-    whole
 }
 
 impl Index {
@@ -211,8 +190,7 @@ impl Index {
             let db = open_unlocked(&config)?;
             let tree = db.open_tree(TREE)?;
             let path = path.to_owned();
-            let (horizon, fresh, recent) = (Arc::default(), Arc::default(), Arc::default());
-            Ok(Self { me, path, db, tree, horizon, fresh, gate: None, recent })
+            Ok(Self { me, path, db, tree, horizon: Arc::default(), fresh: Arc::default(), gate: None })
         }))
         .unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled panicked".to_owned())))
         .map_err(|error| error.to_string())?;
@@ -243,7 +221,11 @@ impl Index {
     /// Keys and values that sled does not have yet.
     #[cfg(test)]
     pub(super) fn held_in_memory(&self) -> usize {
-        self.fresh.read().unwrap().len()
+        self.fresh().len()
+    }
+
+    fn fresh(&self) -> RwLockReadGuard<'_, Fresh> {
+        self.fresh.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it lies.
@@ -253,17 +235,16 @@ impl Index {
 
     /// The place that is reflected: none for a new index.
     pub(super) fn place(&self) -> Result<Option<Place>, ReadError> {
+        self.pass();
+        let fresh = self.fresh().known_place();
+        if fresh.is_some() {
+            return Ok(fresh);
+        }
         let Some(reflected) = self.get::<Reflected>(Table::Meta, REFLECTED)? else { return Ok(None) };
         if reflected.owner != self.me {
             return Err(self.read_error("it belongs to another peer".to_owned()));
         }
         Ok(Some(reflected.place))
-    }
-
-    /// Notes the place that is reflected once `writes` are in.
-    pub(super) fn reflect(&self, writes: &mut Writes, place: Place) -> Result<(), ReadError> {
-        writes.put(Table::Meta, REFLECTED, self.encode(&Reflected { owner: self.me, place })?);
-        Ok(())
     }
 
     /// The checkpoint that it rests on.
@@ -288,35 +269,39 @@ impl Index {
         self.set(Table::Meta, BASE, &base)
     }
 
-    /// Takes a lane out of those that were written last.
-    pub(super) fn recall(&self, key: &LaneKey) -> Option<LaneState> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
-    }
-
     /// Is this a lane that was written lately, and that nobody ended?
     pub(super) fn is_running(&self, key: &LaneKey) -> bool {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+        self.fresh().running(key).is_some()
     }
 
     /// Is the slot beyond the newest of its kind in such a lane, and so empty?
     pub(super) fn is_beyond(&self, slot: &Slot) -> bool {
-        let Some(lane) = slot.lane() else { return false };
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.get(&lane_key(&lane)).is_some_and(|lane| lane.is_beyond(slot))
-    }
-
-    /// Keeps lanes at hand as they were just written.
-    pub(super) fn remember(&self, lanes: impl Iterator<Item = (LaneKey, LaneState)>) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() >= RECENT_LANES {
-            recent.clear();
-        }
-        recent.extend(lanes.filter(|(_, lane)| !lane.has_ended()));
+        self.fresh().is_beyond(slot)
     }
 
     /// What fills the slot with this key, if anything does.
     pub(super) fn slot(&self, key: &SlotKey) -> Result<Option<Filled>, ReadError> {
-        self.get(Table::Slots, key)
+        self.pass();
+        let fresh = self.fresh().slot(key);
+        match fresh {
+            Some(filled) => Ok(filled),
+            None => Ok(self.page_in_sled(&page_key(key))?.and_then(|page| page.find(key))),
+        }
+    }
+
+    /// A page of slots as sled has it.
+    pub(super) fn page_in_sled(&self, key: &PageKey) -> Result<Option<Page>, ReadError> {
+        self.in_sled(Table::Slots, key)
+    }
+
+    /// The account with a peer, if there is any.
+    pub(super) fn account(&self, peer: PeerId) -> Result<Option<Account>, ReadError> {
+        self.pass();
+        let fresh = self.fresh().known_account(&peer);
+        match fresh {
+            Some(account) => Ok(Some(account)),
+            None => self.in_sled(Table::Accounts, peer.as_bytes()),
+        }
     }
 
     /// What fills the slots about a subject, by kind and number.
@@ -324,25 +309,36 @@ impl Index {
         let mut found = Vec::new();
         for entry in self.scan(Table::Slots, &slot_prefix(subject)) {
             let (key, value) = entry?;
-            found.push((kind_and_k(&key).ok_or_else(|| self.broken())?, self.decode(&value)?));
+            found.append(&mut self.page(&key, &value)?);
         }
         Ok(found)
     }
 
     /// One lane.
     pub(super) fn lane(&self, lane: &LaneId) -> Result<Option<LaneState>, ReadError> {
-        self.get(Table::Lanes, &lane_key(lane))
+        self.lane_by_key(&lane_key(lane))
+    }
+
+    /// The lane with a key that a table holds.
+    pub(super) fn lane_at(&self, key: &[u8]) -> Result<Option<LaneState>, ReadError> {
+        self.lane_by_key(key.try_into().map_err(|_| self.broken())?)
+    }
+
+    /// The lane with this key.
+    pub(super) fn lane_by_key(&self, key: &LaneKey) -> Result<Option<LaneState>, ReadError> {
+        self.pass();
+        let fresh = self.fresh().known_lane(key).cloned();
+        match fresh {
+            Some(lane) => Ok(Some(lane)),
+            None => self.in_sled(Table::Lanes, key),
+        }
     }
 
     /// Drops slots whose records are dropped, and moves those whose records lie elsewhere now.
     pub(super) fn move_slots(&self, moved: &[(SlotKey, Filled)], gone: &[SlotKey]) -> Result<(), ReadError> {
         let mut writes = Writes::default();
-        for (key, filled) in moved {
-            writes.put(Table::Slots, key, self.encode(filled)?);
-        }
-        for key in gone {
-            writes.remove(Table::Slots, key);
-        }
+        moved.iter().for_each(|(key, filled)| writes.fill(*key, *filled));
+        gone.iter().for_each(|key| writes.empty(*key));
         self.write(writes)
     }
 
@@ -372,19 +368,12 @@ impl Index {
         self.settle_held(&mut fresh)
     }
 
-    fn settle_held(&self, fresh: &mut HashMap<IVec, Option<IVec>>) -> Result<(), ReadError> {
+    fn settle_held(&self, fresh: &mut Fresh) -> Result<(), ReadError> {
         if fresh.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        for (key, value) in fresh.iter() {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
-        self.tree.apply_batch(batch).map_err(|error| self.failed(&error))?;
-        fresh.clear();
+        self.tree.apply_batch(fresh.batch(self)?).map_err(|error| self.failed(&error))?;
+        fresh.settled();
         // sled leaves the pages that a batch replaced to its readers to free, some at each look. A rebuild
         // hardly looks: without this it holds five times the index in memory.
         for _ in 0..COLLECTIONS {
@@ -423,7 +412,7 @@ impl Index {
         table: Table,
         first: &[u8],
     ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), ReadError>> + use<'_> {
-        let range = in_table(table, first)..vec![table as u8 + 1];
+        let range = in_table(table, first)..IVec::from(&[table as u8 + 1]);
         self.sorted().chain(self.tree.range(range).map(|entry| self.entry(entry)))
     }
 
@@ -448,40 +437,47 @@ impl Index {
         self.held(table, key).map(|held| held.is_some())
     }
 
-    /// The value under a key.
+    /// The value under a key; slots, lanes and accounts have doors of their own, quicker ones.
     pub(super) fn get<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, ReadError> {
         self.held(table, key)?.map(|bytes| self.decode(&bytes)).transpose()
     }
 
     fn held(&self, table: Table, key: &[u8]) -> Result<Option<IVec>, ReadError> {
         self.pass();
-        let key = in_table(table, key);
-        {
-            let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(held) = fresh.get(key.as_slice()) {
-                return Ok(held.clone());
-            }
+        if matches!(table, Table::Slots | Table::Lanes | Table::Accounts) {
+            self.settle()?;
         }
-        self.tree.get(key).map_err(|error| self.failed(&error))
+        with_table(table, key, |key| {
+            let fresh = self.fresh().other(key);
+            match fresh {
+                Some(held) => Ok(held),
+                None => self.tree.get(key).map_err(|error| self.failed(&error)),
+            }
+        })
+    }
+
+    /// What sled has under a key, whatever came since.
+    fn in_sled<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, ReadError> {
+        let held = with_table(table, key, |key| self.tree.get(key)).map_err(|error| self.failed(&error))?;
+        held.map(|bytes| self.decode(&bytes)).transpose()
     }
 
     fn set<T: Serialize>(&self, table: Table, key: &[u8], value: &T) -> Result<(), ReadError> {
         let mut writes = Writes::default();
-        writes.put(table, key, self.encode(value)?);
+        writes.put(table, key, &self.encode(value)?);
         self.write(writes)
     }
 
     /// Writes all of it or nothing, for whoever asks from now on; [`Index::flush`] makes it durable.
     pub(super) fn write(&self, writes: Writes) -> Result<(), ReadError> {
         let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
-        fresh.extend(writes.0);
+        fresh.take(writes);
         if fresh.len() >= FRESH_ENTRIES { self.settle_held(&mut fresh) } else { Ok(()) }
     }
 
     /// Can so many records of lanes be taken in without sled?
     pub(super) fn has_room(&self, records: usize) -> bool {
-        let held = self.fresh.read().unwrap_or_else(PoisonError::into_inner).len();
-        held + records.saturating_mul(ENTRIES_A_RECORD) < FRESH_ENTRIES
+        self.fresh().len() + records.saturating_mul(ENTRIES_A_RECORD) < FRESH_ENTRIES
     }
 
     /// A value as the tables hold it.

@@ -27,8 +27,8 @@ use super::disk::{Disk, DiskFile, length, read_full_at, write_all_at};
 use super::error::{LedgerError, io_error};
 use super::fault;
 use super::frame::{
-    FIRST_OF_GROUP, Format, HEADER_BYTES, Header, MAX_RECORD_BYTES, Position, parse, used, was_durable,
-    write_record,
+    FIRST_OF_GROUP, Format, HEADER_BYTES, Header, MAX_RECORD_BYTES, Position, parse, record_bytes, used,
+    was_durable, write_record,
 };
 
 use super::read::{FileId, Spot};
@@ -440,10 +440,11 @@ impl Journal {
     }
 
     /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives the
-    /// place after it, and at which byte of that segment each record begins. After an error the journal's end is unknown: the caller must not append
-    /// again (a sync reports a lost page only once).
+    /// place after it, and at which byte of that segment each record begins. After an error the journal's
+    /// end is unknown: the caller must not append again (a sync reports a lost page only once).
     pub(super) fn append(&mut self, group: &[(u8, &[u8])], now: UnixMillis) -> io::Result<(Place, Vec<u64>)> {
-        let mut bytes = Vec::new();
+        let size = group.iter().map(|(_, payload)| record_bytes(payload.len())).sum();
+        let mut bytes = Vec::with_capacity(size);
         let mut position = self.position;
         let mut starts = Vec::with_capacity(group.len());
         for (nth, (kind, payload)) in group.iter().enumerate() {

@@ -160,7 +160,7 @@ impl Ledger {
     pub async fn keep_proof(&self, proof: Equivocation) -> Result<bool, AppendError> {
         let signer = proof.first.signer();
         let index = &self.shared.index;
-        let is_ours = signer == self.shared.me || index.has(Table::Accounts, signer.as_bytes())?;
+        let is_ours = signer == self.shared.me || index.account(signer)?.is_some();
         if index.has(Table::Proofs, signer.as_bytes())?
             || (!is_ours && self.proofs()?.len() >= MAX_CONVICTIONS)
         {

@@ -14,7 +14,6 @@ use super::account::Account;
 use super::error::ReadError;
 use super::index::{Index, Table};
 use super::lane::LaneState;
-use super::slot::LANE_KEY_BYTES;
 use super::view::{Filter, LaneRole, LaneSummary, PairBalance, Totals};
 
 impl Ledger {
@@ -59,7 +58,7 @@ impl Ledger {
     /// # Errors
     /// When the index cannot be read.
     pub fn has_lane(&self, lane: &LaneId) -> Result<bool, ReadError> {
-        self.shared.index.has(Table::Lanes, &super::slot::lane_key(lane))
+        self.shared.index.lane(lane).map(|lane| lane.is_some())
     }
 
     /// Where we stand with `peer` at `now` (wall clock), for deciding on credit (invariant I6); all zeros
@@ -69,7 +68,7 @@ impl Ledger {
     /// When the index cannot be read.
     pub fn standing(&self, peer: PeerId, now: UnixMillis) -> Result<Standing, ReadError> {
         let index = &self.shared.index;
-        let account = index.get(Table::Accounts, peer.as_bytes())?.unwrap_or_default();
+        let account = index.account(peer)?.unwrap_or_default();
         let mut caps = NanoCredit::ZERO;
         index.each_open_with(peer, &mut |lane| {
             caps = caps.saturating_add(cap(lane, index.me, now));
@@ -126,9 +125,7 @@ impl Index {
                 break;
             }
             let (key, _) = entry?;
-            let lane =
-                key.get(8..).filter(|lane| lane.len() == LANE_KEY_BYTES).ok_or_else(|| self.broken())?;
-            let lane: LaneState = self.get(Table::Lanes, lane)?.ok_or_else(|| self.broken())?;
+            let lane = self.lane_at(key.get(8..).unwrap_or_default())?.ok_or_else(|| self.broken())?;
             if filter.peer.is_none_or(|peer| peer == lane.peer(self.me)) {
                 found.push(lane.summary(self.me, self.model(&lane)?));
             }
@@ -168,7 +165,7 @@ impl Index {
     ) -> Result<(), ReadError> {
         for entry in self.scan(Table::Open, prefix) {
             // The writer may have ended and be ending lanes meanwhile.
-            if let Some(lane) = self.get(Table::Lanes, &entry?.0)? {
+            if let Some(lane) = self.lane_at(&entry?.0)? {
                 visit(&lane)?;
             }
         }

@@ -16,7 +16,7 @@ use potluck_protocol::sync::LaneHead;
 use potluck_protocol::unit::UnixMillis;
 use potluck_protocol::wire::WireError;
 
-use super::account::{Account, book_of};
+use super::account::book_of;
 use super::error::{LedgerError, ReadError};
 use super::index::{Filled, Index, Table};
 use super::lane::LaneState;
@@ -285,8 +285,7 @@ fn may_lack(head: &LaneHead, kind: Kind, k: u32) -> bool {
 impl Index {
     /// Before when lanes with `peer` are in the agreed balance.
     fn floor(&self, peer: PeerId) -> Result<UnixMillis, ReadError> {
-        let account: Option<Account> = self.get(Table::Accounts, peer.as_bytes())?;
-        Ok(account.map(|account| account.floor).unwrap_or_default())
+        Ok(self.account(peer)?.map(|account| account.floor).unwrap_or_default())
     }
 
     /// What lanes with `peer` begin with, in rising order.
@@ -323,7 +322,7 @@ impl Index {
                 }
                 let is_next = after.is_none_or(|after| key.as_ref() > after.as_slice());
                 if is_next
-                    && let Some(lane) = self.get(Table::Lanes, &key)?
+                    && let Some(lane) = self.lane_at(&key)?
                     && visit(&lane)?.is_break()
                 {
                     return Ok(());

@@ -15,7 +15,7 @@ use super::record::Kind;
 /// Bytes of a slot's key in the index.
 pub(super) const SLOT_KEY_BYTES: usize = SUBJECT_BYTES + 1 + 4;
 /// Bytes that stand for a slot's subject in its key: nobody finds two subjects with the same.
-const SUBJECT_BYTES: usize = 16;
+pub(super) const SUBJECT_BYTES: usize = 16;
 /// Bytes of a lane's key in the index.
 pub(super) const LANE_KEY_BYTES: usize = 32 + 32 + 4 + 8;
 
@@ -139,13 +139,7 @@ pub(super) fn side(lane: &LaneId, by: PeerId) -> Result<u32, RecordError> {
     }
 }
 
-/// The kind's number and which of the kind, of the key of a slot.
-pub(super) fn kind_and_k(key: &[u8]) -> Option<(u8, u32)> {
-    let (kind, k) = key.get(SUBJECT_BYTES..)?.split_first()?;
-    Some((*kind, u32::from_be_bytes(k.try_into().ok()?)))
-}
-
-/// What the keys of all slots about a subject begin with.
+/// What the keys of all slots, and pages of slots, about a subject begin with.
 pub(super) fn slot_prefix(subject: &Subject) -> [u8; SUBJECT_BYTES] {
     let hash = match subject {
         Subject::Lane(lane) => blake3::hash(&lane_key(lane)),

@@ -10,10 +10,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use potluck_protocol::id::PeerId;
 
 use super::account::{Part, book_of};
+use super::disk::length;
 use super::error::ReadError;
 use super::index::{Index, Table};
+use super::page::Page;
 use super::record::Kind;
-use super::slot::kind_and_k;
 
 impl Index {
     /// Does every record have its slot, and does all that is kept twice agree? (sled may come back
@@ -28,10 +29,10 @@ impl Index {
     fn counts_slots(&self) -> Result<bool, ReadError> {
         let (mut slots, mut quotes, mut proofs) = (0_u64, 0, 0);
         for entry in self.scan(Table::Slots, &[]) {
-            slots += 1;
-            let kind = kind_and_k(&entry?.0).and_then(|(kind, _)| Kind::from_number(kind));
-            quotes += u64::from(kind == Some(Kind::Quote));
-            proofs += u64::from(kind == Some(Kind::Proof));
+            let page: Page = self.decode(&entry?.1)?;
+            slots += length(page.len());
+            quotes += length(page.of_kind(Kind::Quote.number()));
+            proofs += length(page.of_kind(Kind::Proof.number()));
         }
         let records = self.place()?.map_or(0, |place| place.position.records);
         Ok(Some(slots) == records.checked_sub(self.base()?.dropped)

@@ -269,7 +269,7 @@ async fn a_lost_or_broken_index_is_built_anew() {
         Table::Quotes,
     ] {
         let db = open_unlocked(&sled::Config::new().path(&path)).unwrap();
-        let tree = db.open_tree("index-2").unwrap();
+        let tree = db.open_tree(super::index::TREE).unwrap();
         let (lost, _) = tree.scan_prefix([table as u8]).next().unwrap().unwrap();
         tree.remove(lost).unwrap();
         drop((tree, db));

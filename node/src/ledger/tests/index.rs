@@ -1,12 +1,23 @@
 //! Tests of what the index holds in memory before sled gets it. Never: opens a journal.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 use std::thread;
 
+use potluck_protocol::id::{Digest, LaneId, PeerId};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::super::index::{Index, Table, Writes};
+use super::super::account::Account;
+use super::super::error::ReadError;
+use super::super::frame::Position;
+use super::super::fresh::Writes;
+use super::super::index::{Filled, Index, Table};
+use super::super::journal::Place;
+use super::super::lane::LaneState;
+use super::super::read::{FileId, Spot};
+use super::super::record::Kind;
+use super::super::slot::{Slot, SlotKey, Subject, lane_key};
 use super::key;
 
 fn index() -> (Index, TempDir) {
@@ -17,7 +28,7 @@ fn index() -> (Index, TempDir) {
 fn put(index: &Index, name: u8, value: Option<u32>) {
     let mut writes = Writes::default();
     match value {
-        Some(value) => writes.put(Table::Open, &[name], index.encode(&value).unwrap()),
+        Some(value) => writes.put(Table::Open, &[name], &index.encode(&value).unwrap()),
         None => writes.remove(Table::Open, &[name]),
     }
     index.write(writes).unwrap();
@@ -41,14 +52,103 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Two kinds of two numbers, and then the next page.
+fn slot(name: u8) -> SlotKey {
+    let k = 8 * u32::from(name / 4) + u32::from(name % 2);
+    let kind = if name % 4 < 2 { Kind::Voucher } else { Kind::Meter };
+    Slot { kind, subject: Subject::Lane(lane(0)), k }.key()
+}
+
+fn filled(number: u32) -> Filled {
+    let spot = Spot { file: FileId::Segment(1), offset: u64::from(number) };
+    Filled { commitment: Digest::from_bytes([7; 32]), number: u64::from(number), spot }
+}
+
+fn lane(name: u8) -> LaneId {
+    LaneId { renter: key(1).peer(), provider: key(2).peer(), epoch: 0, lane: u64::from(name) }
+}
+
+/// As `number` leaves the lane: every other number ends it.
+fn lane_after(name: u8, number: u32) -> LaneState {
+    let ends = u8::from(number % 2 == 0);
+    LaneState { touched: u64::from(number), ends, ..LaneState::new(lane(name)) }
+}
+
+/// What is held as it is, in all forms at once.
+fn note(index: &Index, name: u8, number: Option<u32>) {
+    let mut writes = Writes::default();
+    match number {
+        Some(number) => {
+            writes.fill(slot(name), filled(number));
+            writes.lane(lane_key(&lane(name)), lane_after(name, number));
+            writes.account(PeerId::from_bytes([name; 32]), Account { book: number, ..Account::default() });
+            let position = Position { records: u64::from(number), head: [name; 32] };
+            writes.reflect(Place { position, segment: 1, start: 2, end: 3 });
+        }
+        None => writes.empty(slot(name)),
+    }
+    index.write(writes).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// So it is with what becomes bytes only when sled gets it.
+    #[test]
+    fn slots_lanes_and_accounts_are_what_was_written_last(acts in prop::collection::vec(act(), 1..60)) {
+        let (index, _home) = index();
+        let (mut slots, mut lanes) = (BTreeMap::new(), BTreeMap::new());
+        let mut last = None;
+        for act in acts {
+            match act {
+                Act::Put(name, number) => {
+                    note(&index, name, number);
+                    _ = slots.insert(name, number);
+                    if let Some(number) = number {
+                        _ = lanes.insert(name, number);
+                        last = Some((u64::from(number), [name; 32]));
+                    }
+                }
+                Act::Get(name) => {
+                    let held = slots.get(&name).copied().flatten().map(filled);
+                    prop_assert_eq!(index.slot(&slot(name)).unwrap(), held);
+                    let number = lanes.get(&name).copied();
+                    let held = number.map(|number| lane_after(name, number));
+                    prop_assert_eq!(index.lane(&lane(name)).unwrap(), held);
+                    let account = index.account(PeerId::from_bytes([name; 32])).unwrap();
+                    prop_assert_eq!(account.map(|account| account.book), number);
+                    // Only one that runs is known to.
+                    if index.is_running(&lane_key(&lane(name))) {
+                        prop_assert!(number.is_some_and(|number| number % 2 == 1));
+                    }
+                }
+                Act::List => {
+                    let all = index.slots_of(&Subject::Lane(lane(0))).unwrap();
+                    let names = (0..12).filter_map(|name| slots.get(&name).copied().flatten().map(filled));
+                    prop_assert_eq!(all.len(), names.clone().count());
+                    prop_assert!(names.into_iter().all(|it| all.iter().any(|(_, filled)| *filled == it)));
+                    let held: BTreeSet<_> = slots.iter().filter_map(|(name, it)| it.map(|_| *name / 4)).collect();
+                    prop_assert_eq!(index.count(Table::Slots).unwrap(), u64::try_from(held.len()).unwrap());
+                    let held = lanes.values().map(|number| u64::from(*number)).sum::<u64>();
+                    let mut sum = 0;
+                    index.each_lane(|lane| { sum += lane.touched; Ok::<_, ReadError>(()) }).unwrap();
+                    prop_assert_eq!(sum, held);
+                    let all = index.accounts().unwrap();
+                    let all: Vec<_> = all.iter().map(|(peer, it)| (peer.as_bytes()[0], it.book)).collect();
+                    prop_assert_eq!(all, lanes.iter().map(|(name, it)| (*name, *it)).collect::<Vec<_>>());
+                }
+                Act::Flush => index.flush(),
+            }
+            let place = index.place().unwrap().map(|place| (place.position.records, place.position.head));
+            prop_assert_eq!(place, last);
+        }
+    }
 
     /// Wherever a value lies, it is what was written last.
     #[test]
     fn an_index_answers_as_a_map_does(acts in prop::collection::vec(act(), 1..60)) {
         let (index, _home) = index();
-        let mut map = std::collections::BTreeMap::new();
+        let mut map = BTreeMap::new();
         for act in acts {
             match act {
                 Act::Put(name, value) => {
@@ -80,7 +180,7 @@ fn what_is_held_in_memory_is_bounded() {
     let (index, _home) = index();
     for number in 0..10_000_u32 {
         let mut writes = Writes::default();
-        writes.put(Table::Open, &number.to_be_bytes(), Vec::new());
+        writes.put(Table::Open, &number.to_be_bytes(), &[]);
         index.write(writes).unwrap();
         assert!(index.held_in_memory() < 2_048, "{number}");
     }
