@@ -3,6 +3,7 @@
 //! Owns: [`encode`] and [`decode`], the one encoding of a value, and [`Bounded`]. Never: knows a frame
 //! (see [`crate::wire`]) or reads a socket. Called by whatever signs, sends, receives or keeps bytes.
 
+use postcard::ser_flavors::Flavor;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -56,8 +57,31 @@ pub fn encode_within<T: Serialize + ?Sized>(value: &T, max: usize) -> Result<Vec
 /// Room for most objects at once: growing byte by byte takes longer than the bytes themselves.
 const USUAL_BYTES: usize = 512;
 
+/// Where an encoding is put together. The library's own for a vector with room takes each byte of an identity
+/// or a digest as a collection of one.
+struct Room(Vec<u8>);
+
+impl Flavor for Room {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
 fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WireError> {
-    postcard::to_extend(value, Vec::with_capacity(USUAL_BYTES)).map_err(|_| WireError::Undecodable)
+    let room = Room(Vec::with_capacity(USUAL_BYTES));
+    postcard::serialize_with_flavor(value, room).map_err(|_| WireError::Undecodable)
 }
 
 /// The value whose canonical bytes are `bytes`.

@@ -27,9 +27,11 @@ use tempfile::TempDir;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// Signatures, and quanta of a lane, that are timed one by one.
+const QUANTA: u32 = 100;
 /// Rounds of one lane in one turn; the two stores take turns, short ones, as the disk has its moods.
-const ROUNDS: u32 = 100;
-const TURNS: usize = 21;
+const ROUNDS: u32 = 20;
+const TURNS: usize = 151;
 /// Lanes that are served at once, and rounds of each.
 const LANES: u32 = 100;
 const ROUNDS_EACH: u32 = 200;
@@ -201,7 +203,7 @@ impl Signer {
 fn signing(all: &mut Vec<Figure>) -> Outcome<()> {
     let (signer, lane) = (Signer::new(), lane(0));
     let (mut sign, mut verify) = (Vec::new(), Vec::new());
-    for turn in 0..ROUNDS {
+    for turn in 0..QUANTA {
         let started = Instant::now();
         let signed = signer.voucher(lane, turn + 1, Digest::from_bytes([7; 32]))?.into_signed();
         sign.push(started.elapsed().as_secs_f64() * 1e6);
@@ -221,7 +223,7 @@ async fn quanta(all: &mut Vec<Figure>) -> Outcome<()> {
     let lane = lane(0);
     let mut spent = Vec::new();
     let mut previous = Digest::from_bytes([7; 32]);
-    for k in 1..=ROUNDS {
+    for k in 1..=QUANTA {
         let started = Instant::now();
         let meter = signer.meter(lane, k)?;
         books.provider.append_verified(vec![meter.clone().into()]).await?;
@@ -357,9 +359,13 @@ fn one_lane(runtime: &tokio::runtime::Runtime, all: &mut Vec<Figure>) -> Outcome
         let first = u32::try_from(turn)? * ROUNDS;
         let turn = first + 1..=first + ROUNDS;
         let started = Instant::now();
-        for k in turn.clone() {
-            heads[0] = runtime.block_on(books.round(&signer, lane, k, heads[0]))?;
-        }
+        heads[0] = runtime.block_on(async {
+            let mut head = heads[0];
+            for k in turn.clone() {
+                head = books.round(&signer, lane, k, head).await?;
+            }
+            Outcome::Ok(head)
+        })?;
         ours.push(per_second(ROUNDS, started.elapsed()));
         let started = Instant::now();
         for k in turn.clone() {
@@ -367,9 +373,13 @@ fn one_lane(runtime: &tokio::runtime::Runtime, all: &mut Vec<Figure>) -> Outcome
         }
         theirs.push(per_second(ROUNDS, started.elapsed()));
         let started = Instant::now();
-        for k in turn {
-            heads[2] = runtime.block_on(called.round_async(&signer, lane, k, heads[2]))?;
-        }
+        heads[2] = runtime.block_on(async {
+            let mut head = heads[2];
+            for k in turn {
+                head = called.round_async(&signer, lane, k, head).await?;
+            }
+            Outcome::Ok(head)
+        })?;
         from_async.push(per_second(ROUNDS, started.elapsed()));
     }
     let ours = median(ours);

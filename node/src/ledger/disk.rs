@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
+use super::append::AppendFile;
+
 /// A folder of files.
 pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Where `name` lies, for messages.
@@ -20,6 +22,9 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Opens a file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+    /// Opens a file whose blocks are all there, to append what is synced at once (see append.rs): what
+    /// lies behind a write, in its block, may become zeros.
+    fn open_to_append(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
     /// Makes an empty file, readable by its owner only; what has the name is emptied.
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
     /// Gives a file another name; what had that name is gone.
@@ -110,6 +115,10 @@ impl Disk for Folder {
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         Ok(Box::new(OpenOptions::new().read(true).write(true).open(self.path(name))?))
+    }
+
+    fn open_to_append(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(AppendFile::open(&self.path(name))?))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {

@@ -376,6 +376,7 @@ impl Found {
         let path = disk.path(&last.name);
         let file = disk.open(&last.name).map_err(io_error("open", &path))?;
         secure(&*file, &path, end)?;
+        let file = disk.open_to_append(&last.name).map_err(io_error("open", &path))?;
         // A file cut short by hand simply has no room left: the next group begins a new segment.
         let size = usize::try_from(last.size).unwrap_or(0);
         let (name, segment) = (last.name.clone(), last.number);
@@ -523,5 +524,6 @@ fn create_segment(
     fault::point(fault::SEGMENT_NAMED);
     disk.sync().map_err(io_error("sync", &disk.path("")))?;
     fault::point(fault::SEGMENT_DURABLE);
-    Ok(file)
+    let path = disk.path(&name);
+    disk.open_to_append(&name).map_err(io_error("open", &path))
 }

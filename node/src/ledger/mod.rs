@@ -16,6 +16,7 @@
 //! ```
 
 mod account;
+mod append;
 mod apply;
 mod check;
 mod checkpoint;
@@ -37,6 +38,7 @@ mod record;
 mod seal;
 mod slot;
 mod sound;
+mod turn;
 mod view;
 mod writer;
 
@@ -73,7 +75,8 @@ use disk::{Disk, Folder};
 use index::Index;
 use journal::Found;
 use seal::Sealer;
-use writer::{Request, Turn, Writer};
+use turn::Turn;
+use writer::{Request, Writer};
 
 use crate::fault;
 

@@ -194,6 +194,10 @@ impl Disk for SimDisk {
         Ok(Box::new(SimFile { state: self.state.clone(), node }))
     }
 
+    fn open_to_append(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        self.open(name)
+    }
+
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.state();
         state.step(true, false)?;

@@ -6,14 +6,13 @@
 //! when the last [`super::Ledger`] is dropped, or stays only to refuse after a failure.
 //!
 //! Whoever comes while nobody else appends may commit its own batch on its own thread
-//! ([`Writer::may_serve`]): waking the writer's thread and being woken by it costs as much as the sync
-//! itself where the disk is quick. A caller is an async task, so that is for quick disks and short work
-//! only: whether the last sync was one decides, and all that takes longer is left to the thread.
+//! ([`Writer::may_serve`] and turn.rs): waking the writer's thread and being woken by it costs as much as
+//! the sync itself where the disk is quick.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +30,7 @@ use super::journal::{Journal, MAX_GROUP_BYTES, Place};
 use super::read::{FileId, Spot};
 use super::record::{Checked, Kind, Record};
 use super::slot::{Slot, SlotKey, lane_key};
+use super::turn::{Pace, Turn};
 use super::wall_now;
 
 /// After so many records the index is flushed: what a restart after a crash reads again at most.
@@ -41,9 +41,6 @@ const SHARED_BY: usize = 4;
 /// For so long batches gather before they are synced together. No voucher is that urgent, and while many
 /// lanes run it spares the disk most of its syncs.
 const GATHER: Duration = Duration::from_micros(500);
-/// A write and its sync of at most so long, what checking a few signatures takes, may be waited for by a
-/// thread that has other tasks to run.
-const QUICK: Duration = Duration::from_micros(250);
 
 /// One batch, and where its outcome goes.
 #[derive(Debug)]
@@ -111,8 +108,7 @@ pub(super) fn batch_bytes(records: &[Checked]) -> usize {
 pub(super) struct Writer {
     journal: Journal,
     index: Index,
-    /// Did the last group reach the disk within [`QUICK`]?
-    is_quick: bool,
+    pace: Pace,
     horizon: u64,
     /// Are books being put away?
     retiring: bool,
@@ -124,34 +120,6 @@ pub(super) struct Writer {
     gate: Arc<RwLock<()>>,
     /// Told when a segment is full.
     rolled: SyncSender<()>,
-}
-
-/// Who has the writer: its thread, or a caller while nobody waits.
-#[derive(Debug)]
-pub(super) struct Turn {
-    writer: Mutex<Writer>,
-    /// Does the thread wait for its turn? Then no caller takes one.
-    thread_waits: AtomicBool,
-}
-
-impl Turn {
-    /// Nobody's turn yet.
-    pub(super) fn new(writer: Writer) -> Self {
-        Self { writer: Mutex::new(writer), thread_waits: AtomicBool::new(false) }
-    }
-
-    /// The thread's turn; never, if whoever had the last one panicked: what it was about to write is unknown.
-    fn of_thread(&self) -> Option<MutexGuard<'_, Writer>> {
-        self.thread_waits.store(true, Ordering::Relaxed);
-        let writer = self.writer.lock().ok();
-        self.thread_waits.store(false, Ordering::Relaxed);
-        writer
-    }
-
-    /// A caller's turn, if it is nobody's.
-    pub(super) fn of_caller(&self) -> Option<MutexGuard<'_, Writer>> {
-        if self.thread_waits.load(Ordering::Relaxed) { None } else { self.writer.try_lock().ok() }
-    }
 }
 
 /// Records that the journal holds and the index does not, and the place after them.
@@ -171,7 +139,7 @@ impl Writer {
         Self {
             journal,
             index,
-            is_quick: false,
+            pace: Pace::default(),
             horizon,
             retiring: false,
             flushed,
@@ -215,7 +183,7 @@ impl Writer {
     /// segment is full, sled is to be given its due, or a balance makes lanes be added up.
     pub(super) fn may_serve(&self, records: &[Checked]) -> bool {
         let after = self.journal.position().records + length(records.len());
-        self.is_quick
+        self.pace.is_quick()
             && self.failed.is_none()
             && records.iter().all(|it| it.slot.lane().is_some())
             && self.journal.has_room(batch_bytes(records))
@@ -374,7 +342,7 @@ impl Writer {
             .journal
             .append(&group, wall_now())
             .map_err(|source| AppendError::Disk { path: self.journal.path(), source: source.into() })?;
-        self.is_quick = started.elapsed() <= QUICK;
+        self.pace.note(started.elapsed());
         if segment != self.journal.segment() {
             // Whoever compacts may be busy, and looks again when it is done.
             let _ = self.rolled.try_send(());

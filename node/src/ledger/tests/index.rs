@@ -70,7 +70,7 @@ fn lane(name: u8) -> LaneId {
 
 /// As `number` leaves the lane: every other number ends it.
 fn lane_after(name: u8, number: u32) -> LaneState {
-    let ends = u8::from(number % 2 == 0);
+    let ends = u8::from(number.is_multiple_of(2));
     LaneState { touched: u64::from(number), ends, ..LaneState::new(lane(name)) }
 }
 
