@@ -62,6 +62,15 @@ impl Figure {
         self
     }
 
+    /// As [`Self::beside`], where the two took turns: the ratio is the median of each turn's, which is spared
+    /// the machine's moods, as both had the same.
+    #[must_use]
+    pub fn beside_in_turns(mut self, peer: &'static str, ours: &[f64], theirs: &[f64]) -> Self {
+        self = self.beside(peer, median(theirs.to_vec()));
+        self.ratio = Some(median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()));
+        self
+    }
+
     /// The figure, which is to be at least `least` of the one that it is [`Self::beside`].
     #[must_use]
     pub fn at_least(mut self, least: f64, target: &'static str) -> Self {
@@ -120,12 +129,17 @@ fn merge(known: &[u8], figures: &[Figure]) -> Vec<Value> {
 }
 
 fn print(figures: &[Figure]) {
-    println!("{:<9} {:<48} {:>10} {:<7} {:<24} holds", "area", "figure", "value", "unit", "target");
+    println!(
+        "{:<9} {:<62} {:>10} {:<5} {:>10} {:>7} {:<24} holds",
+        "area", "figure", "value", "unit", "peer", "ratio", "target"
+    );
     for figure in figures {
         let holds = figure.holds.map_or("", |holds| if holds { "yes" } else { "NO" });
         let target = figure.target.unwrap_or_default();
         let Figure { area, name, value, unit, .. } = figure;
-        println!("{area:<9} {name:<48} {value:>10.2} {unit:<7} {target:<24} {holds}");
+        let peer = figure.peer_value.map(|value| format!("{value:.2}")).unwrap_or_default();
+        let ratio = figure.ratio.map(|ratio| format!("{ratio:.3} x")).unwrap_or_default();
+        println!("{area:<9} {name:<62} {value:>10.2} {unit:<5} {peer:>10} {ratio:>7} {target:<24} {holds}");
     }
 }
 
@@ -143,5 +157,13 @@ mod tests {
         assert_eq!(names, ["b", "c"]);
         assert_eq!((&merged[1]["ratio"], &merged[1]["holds"]), (&Value::from(1.5), &Value::from(false)));
         assert_eq!(merge(b"not json", &new).len(), 1);
+    }
+
+    #[test]
+    fn turns_are_compared_one_by_one() {
+        // The machine was half as fast in the second half of both: each turn was half as fast again.
+        let (ours, theirs) = ([30.0, 30.0, 15.0, 15.0, 15.0], [20.0, 20.0, 10.0, 10.0, 10.0]);
+        let figure = Figure::plain("market", "a", 15.0, "x").beside_in_turns("d", &ours, &theirs);
+        assert_eq!((figure.peer_value, figure.ratio), (Some(10.0), Some(1.5)));
     }
 }

@@ -22,7 +22,7 @@ use super::disk::{DiskFile, length, read_full_at};
 /// What any disk of today takes as a whole, and any page cache counts in.
 const BLOCK: usize = 4_096;
 
-/// A file to append to: what lies behind a write, up to the end of its block, becomes zeros.
+/// A file to append to: what lies behind a write, in the block where it ends, may become zeros.
 #[derive(Debug)]
 pub(super) struct AppendFile {
     /// By way of the page cache.
@@ -37,12 +37,12 @@ struct Tail {
     direct: Option<File>,
     /// Bytes of the file.
     size: u64,
-    /// Where the last block begins that was written, if what is in it is known.
-    start: Option<u64>,
-    /// What is in it.
-    last: Vec<u8>,
-    /// Where blocks are put together; a block's address in memory must be a block's multiple.
+    /// Where blocks are put together.
     room: Vec<u8>,
+    /// Where in it the first block begins: its address in memory must be a block's multiple.
+    at: usize,
+    /// Where in the file that block begins, if the room has it as the file does.
+    start: Option<u64>,
 }
 
 impl AppendFile {
@@ -67,32 +67,44 @@ fn is_unable(error: &io::Error) -> bool {
 }
 
 impl Tail {
+    /// Makes room for `whole` bytes of blocks; the first block stays in it.
+    fn make_room(&mut self, whole: usize) {
+        if self.room.len() >= whole + BLOCK {
+            return;
+        }
+        let mut room = vec![0; whole + BLOCK];
+        let at = room.as_ptr().align_offset(BLOCK).min(BLOCK);
+        if let Some(first) = self.room.get(self.at..self.at + BLOCK) {
+            room[at..at + BLOCK].copy_from_slice(first);
+        }
+        (self.room, self.at) = (room, at);
+    }
+
     /// Writes past the page cache; `None` when that cannot be.
     fn write_at(&mut self, file: &File, bytes: &[u8], offset: u64) -> Option<io::Result<usize>> {
         let known = self.start.take();
-        let direct = self.direct.as_ref()?;
         let before = usize::try_from(offset % length(BLOCK)).ok()?;
         let start = offset - length(before);
-        let whole = (before + bytes.len()).next_multiple_of(BLOCK);
-        if start.checked_add(length(whole))? > self.size {
+        let end = before + bytes.len();
+        let whole = end.next_multiple_of(BLOCK);
+        if bytes.is_empty() || self.direct.is_none() || start.checked_add(length(whole))? > self.size {
             return None;
         }
-        self.room.clear();
-        self.room.resize(whole + BLOCK, 0);
-        let at = self.room.as_ptr().align_offset(BLOCK);
-        let blocks = self.room.get_mut(at..at.checked_add(whole)?)?;
-        let (head, rest) = blocks.split_at_mut(before);
-        if known == Some(start) {
-            head.copy_from_slice(&self.last[..before]);
-        } else if let Err(error) = read_full_at(file, head, start) {
+        self.make_room(whole);
+        let blocks = self.room.get_mut(self.at..self.at + whole)?;
+        if known != Some(start)
+            && let Err(error) = read_full_at(file, &mut blocks[..BLOCK], start)
+        {
             return Some(Err(error));
         }
-        rest[..bytes.len()].copy_from_slice(bytes);
-        match DiskFile::write_at(direct, blocks, start) {
+        blocks[before..end].copy_from_slice(bytes);
+        if whole > BLOCK {
+            blocks[end..].fill(0);
+        }
+        match DiskFile::write_at(self.direct.as_ref()?, blocks, start) {
             Ok(written) => {
                 if written == whole {
-                    self.last.clear();
-                    self.last.extend_from_slice(&blocks[whole - BLOCK..]);
+                    blocks.copy_within(whole - BLOCK.., 0);
                     self.start = Some(start + length(whole - BLOCK));
                 }
                 Some(Ok(written.saturating_sub(before).min(bytes.len())))
