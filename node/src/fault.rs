@@ -63,7 +63,7 @@ points! {
     END_SECURED = "end.secured",
     /// A group of records is checked, and not a byte of it is written.
     GROUP_TAKEN = "group.taken",
-    /// A group is written, unsynced.
+    /// A group is written, and not synced where that takes a second step.
     GROUP_WRITTEN = "group.written",
     /// A group is durable, and the index does not know it.
     GROUP_SYNCED = "group.synced",
