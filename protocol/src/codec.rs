@@ -48,14 +48,20 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WireError> {
 /// [`WireError::TooLarge`] past `max`.
 pub fn encode_within<T: Serialize + ?Sized>(value: &T, max: usize) -> Result<Vec<u8>, WireError> {
     let bytes = to_bytes(value)?;
-    if bytes.len() > max {
-        return Err(WireError::TooLarge { len: bytes.len(), max });
-    }
+    check_len(bytes.len(), max)?;
     Ok(bytes)
 }
 
+/// Is a message of `len` bytes within `max`?
+///
+/// # Errors
+/// [`WireError::TooLarge`] when it is not.
+pub fn check_len(len: usize, max: usize) -> Result<(), WireError> {
+    if len > max { Err(WireError::TooLarge { len, max }) } else { Ok(()) }
+}
+
 /// Room for most objects at once: growing byte by byte takes longer than the bytes themselves.
-const USUAL_BYTES: usize = 512;
+pub(crate) const USUAL_BYTES: usize = 512;
 
 /// Where an encoding is put together. The library's own for a vector with room takes each byte of an identity
 /// or a digest as a collection of one.
@@ -64,11 +70,13 @@ struct Room(Vec<u8>);
 impl Flavor for Room {
     type Output = Vec<u8>;
 
+    #[inline]
     fn try_push(&mut self, data: u8) -> postcard::Result<()> {
         self.0.push(data);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
         self.0.extend_from_slice(data);
         Ok(())
@@ -80,8 +88,12 @@ impl Flavor for Room {
 }
 
 fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, WireError> {
-    let room = Room(Vec::with_capacity(USUAL_BYTES));
-    postcard::serialize_with_flavor(value, room).map_err(|_| WireError::Undecodable)
+    extend(Vec::with_capacity(USUAL_BYTES), value)
+}
+
+/// `bytes`, and behind them those of `value`, however long.
+pub(crate) fn extend<T: Serialize + ?Sized>(bytes: Vec<u8>, value: &T) -> Result<Vec<u8>, WireError> {
+    postcard::serialize_with_flavor(value, Room(bytes)).map_err(|_| WireError::Undecodable)
 }
 
 /// The value whose canonical bytes are `bytes`.
@@ -97,9 +109,7 @@ pub fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, WireEr
 /// # Errors
 /// As [`decode`].
 pub fn decode_within<T: Serialize + DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, WireError> {
-    if bytes.len() > max {
-        return Err(WireError::TooLarge { len: bytes.len(), max });
-    }
+    check_len(bytes.len(), max)?;
     let value: T = postcard::from_bytes(bytes).map_err(|_| WireError::Undecodable)?;
     // A varint can be padded and bytes can follow the value; one value has one encoding here.
     if to_bytes(&value)? != bytes {

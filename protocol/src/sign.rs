@@ -16,8 +16,9 @@ use ed25519_dalek::{Signer as _, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 use thiserror::Error;
 
-use crate::codec::{self, WireError};
+use crate::codec::{self, USUAL_BYTES, WireError, check_len};
 use crate::id::{Digest, PeerId, hex, unhex};
+use crate::limits::MAX_FRAME_BYTES;
 
 /// A kind of object that a peer signs.
 pub trait Signable: Serialize + DeserializeOwned {
@@ -92,7 +93,7 @@ impl SigningKey {
         }
         let preimage = preimage(&body)?;
         let signature = Signature(self.0.sign(&preimage).to_bytes());
-        Ok(Verified { digest: digest_of(&preimage), signed: Signed { body, signature } })
+        Ok(Verified::new(Signed { body, signature }, preimage))
     }
 }
 
@@ -176,7 +177,7 @@ impl<T: Signable> Signed<T> {
         let signature = ed25519_dalek::Signature::from_bytes(&self.signature.0);
         key.verify_strict(&preimage, &signature)
             .map_err(|_| SignError::BadSignature { domain: T::DOMAIN, signer })?;
-        Ok(Verified { digest: digest_of(&preimage), signed: self })
+        Ok(Verified::new(self, preimage))
     }
 }
 
@@ -208,6 +209,18 @@ fn key_of(signer: PeerId) -> Result<VerifyingKey, SignError> {
 pub struct Verified<T> {
     signed: Signed<T>,
     digest: Digest,
+    bytes: Vec<u8>,
+}
+
+impl<T: Signable> Verified<T> {
+    /// What is signed is what the preimage says.
+    fn new(signed: Signed<T>, preimage: Vec<u8>) -> Self {
+        let digest = digest_of(&preimage);
+        let mut bytes = preimage;
+        bytes.drain(..body_at(T::DOMAIN));
+        bytes.extend_from_slice(&signed.signature.0);
+        Self { signed, digest, bytes }
+    }
 }
 
 impl<T> Verified<T> {
@@ -230,6 +243,16 @@ impl<T> Verified<T> {
     pub fn digest(&self) -> Digest {
         self.digest
     }
+
+    /// The canonical bytes of the signed object, as [`codec::encode`] makes them.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The signed object, its digest, and its canonical bytes.
+    pub fn into_parts(self) -> (Signed<T>, Digest, Vec<u8>) {
+        (self.signed, self.digest, self.bytes)
+    }
 }
 
 /// The bytes that are signed for `body` (see the head of this file).
@@ -237,18 +260,38 @@ impl<T> Verified<T> {
 /// # Errors
 /// When the body does not fit a frame.
 pub fn preimage<T: Signable>(body: &T) -> Result<Vec<u8>, WireError> {
-    let body = codec::encode(body)?;
-    Ok(framed(T::DOMAIN, &body))
+    let mut preimage = codec::extend(frame(T::DOMAIN, USUAL_BYTES), body)?;
+    let len = preimage.len() - body_at(T::DOMAIN);
+    check_len(len, MAX_FRAME_BYTES)?;
+    note_len(&mut preimage, T::DOMAIN, len);
+    Ok(preimage)
 }
 
 /// `u8 length | domain | u32 LE length | body`: the shape of every preimage in the protocol.
 pub(crate) fn framed(domain: &'static str, body: &[u8]) -> Vec<u8> {
-    let mut preimage = Vec::with_capacity(1 + domain.len() + 4 + body.len());
+    let mut preimage = frame(domain, body.len());
+    preimage.extend_from_slice(body);
+    note_len(&mut preimage, domain, body.len());
+    preimage
+}
+
+/// Where in a preimage its body begins.
+fn body_at(domain: &'static str) -> usize {
+    1 + domain.len() + 4
+}
+
+/// A preimage without its body, for which there is room, and without its length.
+fn frame(domain: &'static str, room: usize) -> Vec<u8> {
+    let mut preimage = Vec::with_capacity(body_at(domain) + room);
     preimage.push(u8::try_from(domain.len()).unwrap_or(u8::MAX));
     preimage.extend_from_slice(domain.as_bytes());
-    preimage.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-    preimage.extend_from_slice(body);
+    preimage.extend_from_slice(&[0; 4]);
     preimage
+}
+
+fn note_len(preimage: &mut [u8], domain: &'static str, len: usize) {
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    preimage[1 + domain.len()..body_at(domain)].copy_from_slice(&len.to_le_bytes());
 }
 
 pub(crate) fn digest_of(preimage: &[u8]) -> Digest {
@@ -258,6 +301,7 @@ pub(crate) fn digest_of(preimage: &[u8]) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settle::Voucher;
     use crate::settle::tests::{sample_contract, sample_voucher};
 
     fn renter() -> SigningKey {
@@ -274,6 +318,19 @@ mod tests {
         // The same signature bytes over another kind of object of the same signer.
         let voucher = Signed { body: sample_voucher(), signature: signed.signature };
         assert!(matches!(voucher.verify(), Err(SignError::BadSignature { .. })));
+    }
+
+    #[test]
+    fn what_is_verified_knows_its_bytes_and_its_digest() {
+        let contract = renter().sign(sample_contract()).unwrap();
+        assert_eq!(contract.bytes(), codec::encode(contract.signed()).unwrap());
+        assert_eq!(contract, contract.clone().into_signed().verify().unwrap());
+        let voucher = renter().sign(sample_voucher()).unwrap();
+        let body = codec::encode(voucher.body()).unwrap();
+        assert_eq!(voucher.digest(), digest_of(&framed(Voucher::DOMAIN, &body)));
+        let (signed, digest, bytes) = voucher.into_parts();
+        assert_eq!(bytes, codec::encode(&signed).unwrap());
+        assert_eq!(digest, signed.verify().unwrap().digest());
     }
 
     #[test]

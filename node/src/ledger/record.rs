@@ -11,8 +11,9 @@
 use std::fmt;
 
 use potluck_protocol::balance::{Cancel, Countersign, PairState, Raise};
-use potluck_protocol::codec::Bounded as _;
+use potluck_protocol::codec::{Bounded as _, check_len};
 use potluck_protocol::id::{Digest, LaneId, PeerId};
+use potluck_protocol::limits::MAX_FRAME_BYTES;
 use potluck_protocol::offer::Quote;
 use potluck_protocol::proof::Equivocation;
 use potluck_protocol::settle::{Abandon, Accept, Close, Contract, Meter, Receipt, Voucher};
@@ -120,20 +121,14 @@ macro_rules! kinds {
                 }
             }
 
-            fn encoded(&self) -> Result<Vec<u8>, WireError> {
-                match self {
-                    $(Self::$name(it) => wire::encode(it),)*
-                    Self::Proof(it) => wire::encode(it),
-                }
-            }
-
-            /// Checks what is signed; gives its digest.
-            fn verify(&self) -> Result<Digest, RecordError> {
+            /// Checks what is signed.
+            fn verify(self) -> Result<VerifiedRecord, RecordError> {
                 Ok(match self {
-                    $(Self::$name(it) => it.clone().verify()?.digest(),)*
+                    $(Self::$name(it) => it.verify()?.into(),)*
                     Self::Proof(it) => {
                         it.verify()?;
-                        it.digest()?
+                        let (digest, payload) = (it.digest()?, wire::encode(&it)?);
+                        VerifiedRecord { digest, record: Self::Proof(it), payload }
                     }
                 })
             }
@@ -170,7 +165,8 @@ macro_rules! kinds {
 
         $(impl From<Verified<$body>> for VerifiedRecord {
             fn from(it: Verified<$body>) -> Self {
-                Self { digest: it.digest(), record: Record::$name(it.into_signed()) }
+                let (signed, digest, payload) = it.into_parts();
+                Self { digest, record: Record::$name(signed), payload }
             }
         })*
     };
@@ -284,6 +280,8 @@ impl Kind {
 pub struct VerifiedRecord {
     digest: Digest,
     record: Record,
+    /// Its canonical bytes.
+    payload: Vec<u8>,
 }
 
 /// A record that belongs in this ledger, ready for the journal.
@@ -311,14 +309,7 @@ impl Checked {
         if let Record::State(state) = &record {
             state.body.check_bounds()?;
         }
-        let digest = record.verify()?;
-        Self::from_verified(VerifiedRecord { digest, record }, me)
-    }
-
-    /// Checks the parties.
-    pub(super) fn from_verified(verified: VerifiedRecord, me: PeerId) -> Result<Self, RecordError> {
-        let payload = verified.record.encoded()?;
-        Self::placed(verified, payload, me)
+        Self::from_verified(record.verify()?, me)
     }
 
     /// Reads what the journal holds. Its signature was checked before it was appended, and the chain
@@ -327,12 +318,12 @@ impl Checked {
         let kind = Kind::from_number(number).ok_or(RecordError::UnknownKind { number })?;
         let record = Record::decode(kind, payload)?;
         let digest = record.digest()?;
-        Self::placed(VerifiedRecord { digest, record }, payload.to_vec(), me)
+        Self::from_verified(VerifiedRecord { digest, record, payload: payload.to_vec() }, me)
     }
 
     /// Checks the signature again.
     pub(super) fn verify(&self) -> Result<(), RecordError> {
-        self.record.verify().map(drop)
+        self.record.clone().verify().map(drop)
     }
 
     /// The slot's key and the commitment of a record that would belong here, its signature apart.
@@ -351,11 +342,10 @@ impl Checked {
         Ok(slot)
     }
 
-    fn placed(
-        VerifiedRecord { digest, record }: VerifiedRecord,
-        payload: Vec<u8>,
-        me: PeerId,
-    ) -> Result<Self, RecordError> {
+    /// Checks the parties, and that it fits a frame.
+    pub(super) fn from_verified(verified: VerifiedRecord, me: PeerId) -> Result<Self, RecordError> {
+        let VerifiedRecord { digest, record, payload } = verified;
+        check_len(payload.len(), MAX_FRAME_BYTES)?;
         let slot = Self::place(&record, me)?;
         let commitment = record.commitment(digest);
         Ok(Self { slot, key: slot.key(), digest, commitment, heard: None, payload, record })
