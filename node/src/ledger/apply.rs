@@ -1,8 +1,12 @@
-//! Taking records into the index: what a group of them changes, worked out first and written at once.
+//! Taking records into the index: a group of them at once, and whole or not at all.
 //!
 //! Owns: how lanes, accounts and books follow from records. Never: reads the journal, or decides whether
 //! a record is admitted (the writer does). Called by the writer, after the journal's sync, and by
 //! the loader when the index is brought up to date; never by two at a time.
+//!
+//! Nearly all that a ledger hears is of lanes. Those are changed where they are held (see fresh.rs), once all
+//! that may fail is done. What a balance changes is worked out apart and written at once: it may make
+//! every lane of a pair be added up anew, out of sled.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -18,23 +22,36 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Part, book_of, note, note_agreed, statements_of};
 use super::error::ReadError;
-use super::fresh::Writes;
+use super::fresh::{Fresh, Writes};
 use super::index::{Filled, Index, Table, time_key};
 use super::journal::Place;
-use super::lane::{LaneState, RetiredLane};
+use super::lane::{LaneState, RetiredLane, other_side};
 use super::read::Spot;
 use super::record::{Checked, Kind, Record};
 use super::slot::{LaneKey, Slot, SlotKey, Subject, lane_key};
 
 /// A record that the journal holds.
-#[derive(Debug)]
-pub(super) struct Numbered {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbered<C> {
     /// Its number.
     pub(super) number: u64,
     /// Where it lies.
     pub(super) spot: Spot,
-    /// The record.
-    pub(super) checked: Checked,
+    /// The record, or a reference to it.
+    pub(super) checked: C,
+}
+
+impl Numbered<Checked> {
+    /// Without the record itself.
+    pub(super) fn as_ref(&self) -> Numbered<&Checked> {
+        Numbered { number: self.number, spot: self.spot, checked: &self.checked }
+    }
+}
+
+impl Numbered<&Checked> {
+    fn filled(&self) -> Filled {
+        Filled { commitment: self.checked.commitment, number: self.number, spot: self.spot }
+    }
 }
 
 /// What is kept of a quote beside its slot.
@@ -47,9 +64,59 @@ pub(super) struct Quoted {
 
 /// What a change of a lane is measured against.
 #[derive(Debug, Clone, Copy)]
-struct Before {
+pub(super) struct Before {
     opened: UnixMillis,
     has_ended: bool,
+}
+
+impl Before {
+    /// A lane as it is.
+    pub(super) fn of(lane: &LaneState) -> Self {
+        Self { opened: lane.opened(), has_ended: lane.has_ended() }
+    }
+
+    /// Was it opened when it is now?
+    pub(super) fn is_as_old_as(&self, lane: &LaneState) -> bool {
+        self.opened == lane.opened()
+    }
+}
+
+/// Lets `change` change a lane of `me`, and what it adds to the account with its peer.
+pub(super) fn change_part(
+    me: PeerId,
+    (account, lane): (&mut Account, &mut LaneState),
+    change: impl FnOnce(&mut LaneState),
+) {
+    let part = if lane.is_new() { Part::default() } else { lane.part(me, account.floor) };
+    change(lane);
+    account.part = account.part.exchange(part, lane.part(me, account.floor));
+}
+
+/// Where a lane is listed from now on and where no more: tells `list` of each table that changes, where the
+/// lane has which key in it, and whether it is in it. With a `floor`, whether it is current is told, too.
+pub(super) fn list_lane(
+    key: &LaneKey,
+    (before, after): (Option<Before>, &LaneState),
+    floor: Option<UnixMillis>,
+    mut list: impl FnMut(Table, &[u8], bool),
+) {
+    let moved = before.filter(|before| !before.is_as_old_as(after));
+    if let Some(before) = moved {
+        list(Table::Times, &time_key(before.opened, key), false);
+    }
+    if before.is_none() || moved.is_some() {
+        list(Table::Times, &time_key(after.opened(), key), true);
+    }
+    // Unless the agreed balance with its peer has taken it in.
+    if let Some(floor) = floor {
+        list(Table::Current, key, after.opened() >= floor);
+    }
+    let was_open = before.is_some_and(|before| !before.has_ended);
+    if was_open && after.has_ended() {
+        list(Table::Open, key, false);
+    } else if before.is_none() && !after.has_ended() {
+        list(Table::Open, key, true);
+    }
 }
 
 /// Lanes, accounts and books as a group of records leaves them, before any of it is written.
@@ -68,28 +135,38 @@ struct Changes {
 impl Index {
     /// Takes in records that the journal holds, all or nothing; `place` is the place after them, and
     /// none while a checkpoint is read.
-    pub(super) fn apply(&self, group: &[Numbered], place: Option<Place>) -> Result<(), ReadError> {
+    pub(super) fn apply<'a>(
+        &self,
+        group: impl Iterator<Item = Numbered<&'a Checked>> + Clone,
+        place: Option<Place>,
+    ) -> Result<(), ReadError> {
+        let is_balance = |it: Numbered<&Checked>| matches!(it.checked.slot.subject, Subject::Steps { .. });
+        if group.clone().any(is_balance) {
+            self.apply_apart(group, place)
+        } else {
+            self.apply_in_place(group, place)
+        }
+    }
+
+    /// As [`Index::apply`]: worked out first, and then written.
+    pub(super) fn apply_apart<'a>(
+        &self,
+        group: impl Iterator<Item = Numbered<&'a Checked>>,
+        place: Option<Place>,
+    ) -> Result<(), ReadError> {
         let (mut changes, mut writes) = (Changes::default(), Writes::default());
-        for Numbered { number, spot, checked } in group {
-            let filled = Filled { commitment: checked.commitment, number: *number, spot: *spot };
-            writes.fill(checked.key, filled);
-            match (checked.slot.subject, &checked.record) {
-                (Subject::Lane(slot), Record::Quote(quote)) => {
-                    let quoted = Quoted { model: quote.body.model, slot };
-                    writes.put(Table::Quotes, checked.digest.as_bytes(), &self.encode(&quoted)?);
+        for it in group {
+            let (checked, horizon) = (it.checked, self.horizon());
+            writes.fill(checked.key, it.filled());
+            match checked.slot.subject {
+                Subject::Lane(lane) if checked.slot.lane().is_some() => {
+                    self.change_lane(&mut changes, lane, |lane| lane.take(it.number, checked, horizon))?;
                 }
-                (Subject::Lane(lane), _) => {
-                    let horizon = self.horizon();
-                    self.change_lane(&mut changes, lane, |lane| lane.take(*number, checked, horizon))?;
-                }
-                (Subject::Steps { pair, .. }, record) => {
+                Subject::Steps { pair, .. } => {
                     let peer = pair.other(self.me).ok_or_else(|| self.broken())?;
-                    self.change_book(&mut changes, peer, record, checked.digest)?;
+                    self.change_book(&mut changes, peer, &checked.record, checked.digest)?;
                 }
-                (Subject::Convict(signer), Record::Proof(proof)) => {
-                    writes.put(Table::Proofs, signer.as_bytes(), &self.encode(proof)?);
-                }
-                (Subject::Convict(_), _) => {}
+                Subject::Lane(_) | Subject::Convict(_) => self.put_apart(&mut writes, checked)?,
             }
         }
         self.add_up_moved(&mut changes, &mut writes)?;
@@ -99,19 +176,77 @@ impl Index {
         self.write_changes(changes, writes)
     }
 
+    /// As [`Index::apply`], for a group without any statement of a balance: changed where it is held.
+    fn apply_in_place<'a>(
+        &self,
+        group: impl Iterator<Item = Numbered<&'a Checked>> + Clone,
+        place: Option<Place>,
+    ) -> Result<(), ReadError> {
+        let (mut fresh, mut writes) = (self.fresh_mut(), Writes::default());
+        for it in group.clone() {
+            match it.checked.slot.lane() {
+                Some(lane) => self.bring(&mut fresh, lane)?,
+                None => self.put_apart(&mut writes, it.checked)?,
+            }
+        }
+        // Nothing fails from here on.
+        let horizon = self.horizon();
+        for it in group {
+            fresh.fill(it.checked.key, it.filled());
+            if let Some(lane) = it.checked.slot.lane() {
+                fresh.change_lane(self.me, lane, |lane| lane.take(it.number, it.checked, horizon));
+            }
+        }
+        if let Some(place) = place {
+            writes.reflect(place);
+        }
+        self.write_with(&mut fresh, writes)
+    }
+
+    /// Puts down an object that has no lane, but a table of its own.
+    fn put_apart(&self, writes: &mut Writes, checked: &Checked) -> Result<(), ReadError> {
+        match (checked.slot.subject, &checked.record) {
+            (Subject::Lane(slot), Record::Quote(quote)) => {
+                let quoted = Quoted { model: quote.body.model, slot };
+                writes.put(Table::Quotes, checked.digest.as_bytes(), &self.encode(&quoted)?);
+            }
+            (Subject::Convict(signer), Record::Proof(proof)) => {
+                writes.put(Table::Proofs, signer.as_bytes(), &self.encode(proof)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Puts back what a checkpoint says of retired lanes; gives what their vouchers in it come to, by peer.
     pub(super) fn restore(&self, retired: &[RetiredLane]) -> Result<BTreeMap<PeerId, Part>, ReadError> {
-        let mut changes = Changes::default();
+        let mut fresh = self.fresh_mut();
         for lane in retired {
-            self.change_lane(&mut changes, lane.lane, |state| state.restore(lane))?;
+            self.bring(&mut fresh, lane.lane)?;
         }
         let mut parts = BTreeMap::<PeerId, Part>::new();
-        for (_, lane) in changes.lanes.values() {
-            let part = parts.entry(lane.peer(self.me)).or_default();
-            *part = part.and(lane.whole_part(self.me));
+        for lane in retired {
+            let state = fresh.change_lane(self.me, lane.lane, |state| state.restore(lane));
+            let part = parts.entry(state.peer(self.me)).or_default();
+            *part = part.and(state.whole_part(self.me));
         }
-        self.write_changes(changes, Writes::default())?;
+        self.write_with(&mut fresh, Writes::default())?;
         Ok(parts)
+    }
+
+    /// Makes sure that a lane, if it is known, and the account with its peer are in memory.
+    fn bring(&self, fresh: &mut Fresh, lane: LaneId) -> Result<(), ReadError> {
+        let key = lane_key(&lane);
+        if fresh.known_lane(&key).is_none()
+            && let Some(held) = self.lane_in_sled(&key)?
+        {
+            fresh.remember(key, held);
+        }
+        let peer = other_side(&lane, self.me);
+        if fresh.known_account(&peer).is_none() {
+            fresh.put_account(peer, self.account_in_sled(peer)?.unwrap_or_default());
+        }
+        Ok(())
     }
 
     fn account_in<'a>(&self, changes: &'a mut Changes, peer: PeerId) -> Result<&'a mut Account, ReadError> {
@@ -129,24 +264,19 @@ impl Index {
         lane: LaneId,
         change: impl FnOnce(&mut LaneState),
     ) -> Result<(), ReadError> {
-        let me = self.me;
-        let peer = if lane.renter == me { lane.provider } else { lane.renter };
-        let floor = self.account_in(changes, peer)?.floor;
+        let peer = other_side(&lane, self.me);
+        let mut account = *self.account_in(changes, peer)?;
         let key = lane_key(&lane);
         let (_, after) = match changes.lanes.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let held = self.lane_by_key(&key)?;
-                let before =
-                    held.as_ref().map(|held| Before { opened: held.opened(), has_ended: held.has_ended() });
+                let before = held.as_ref().map(Before::of);
                 entry.insert((before, held.unwrap_or_else(|| LaneState::new(lane))))
             }
         };
-        let part = if after.is_new() { Part::default() } else { after.part(me, floor) };
-        change(after);
-        let now = after.part(me, floor);
-        let account = self.account_in(changes, peer)?;
-        account.part = account.part.exchange(part, now);
+        change_part(self.me, (&mut account, after), change);
+        changes.accounts.insert(peer, account);
         Ok(())
     }
 
@@ -220,7 +350,7 @@ impl Index {
                 let key = lane_key(&lane.lane);
                 if !changes.lanes.contains_key(&key) {
                     add(lane);
-                    Self::list(writes, &key, lane, floor);
+                    writes.list(Table::Current, &key, lane.opened() >= floor);
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -231,46 +361,13 @@ impl Index {
         Ok(())
     }
 
-    /// Lists a lane as current, unless the agreed balance with its peer has taken it in.
-    fn list(writes: &mut Writes, key: &LaneKey, lane: &LaneState, floor: UnixMillis) {
-        if lane.opened() < floor {
-            writes.remove(Table::Current, key);
-        } else {
-            writes.put(Table::Current, key, &[]);
-        }
-    }
-
-    fn list_lane(
-        writes: &mut Writes,
-        key: &LaneKey,
-        (before, after): (Option<Before>, &LaneState),
-        floor: Option<UnixMillis>,
-    ) {
-        let moved = before.filter(|before| before.opened != after.opened());
-        if let Some(before) = moved {
-            writes.remove(Table::Times, &time_key(before.opened, key));
-        }
-        if before.is_none() || moved.is_some() {
-            writes.put(Table::Times, &time_key(after.opened(), key), &[]);
-        }
-        if let Some(floor) = floor {
-            Self::list(writes, key, after, floor);
-        }
-        let was_open = before.is_some_and(|before| !before.has_ended);
-        if was_open && after.has_ended() {
-            writes.remove(Table::Open, key);
-        } else if before.is_none() && !after.has_ended() {
-            writes.put(Table::Open, key, &[]);
-        }
-    }
-
     fn write_changes(&self, mut changes: Changes, mut writes: Writes) -> Result<(), ReadError> {
         for (key, (before, after)) in std::mem::take(&mut changes.lanes) {
             let peer = after.peer(self.me);
-            let stays = before.is_some_and(|before| before.opened == after.opened())
+            let stays = before.is_some_and(|before| before.is_as_old_as(&after))
                 && !changes.moved.contains_key(&peer);
             let floor = changes.accounts.get(&peer).filter(|_| !stays).map(|account| account.floor);
-            Self::list_lane(&mut writes, &key, (before, &after), floor);
+            list_lane(&key, (before, &after), floor, |table, key, is_in| writes.list(table, key, is_in));
             writes.lane(key, after);
         }
         for (peer, book) in std::mem::take(&mut changes.books) {

@@ -32,7 +32,7 @@ pub struct Checkup {
 pub(super) fn each(
     found: &Found,
     until: u64,
-    visit: &mut dyn FnMut(Numbered) -> Result<(), LedgerError>,
+    visit: &mut dyn FnMut(Numbered<Checked>) -> Result<(), LedgerError>,
 ) -> Result<u64, LedgerError> {
     let mut dropped = 0;
     if let Some((name, _)) = &found.base {
@@ -50,7 +50,7 @@ pub(super) fn each(
 }
 
 /// A record of a segment.
-pub(super) fn decode(entry: &Entry<'_>, owner: PeerId) -> Result<Numbered, LedgerError> {
+pub(super) fn decode(entry: &Entry<'_>, owner: PeerId) -> Result<Numbered<Checked>, LedgerError> {
     let checked = Checked::from_journal(entry.kind, entry.payload, owner).map_err(|source| {
         LedgerError::BadRecord { file: entry.file.to_owned(), offset: entry.place.start, source }
     })?;

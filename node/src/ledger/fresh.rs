@@ -8,14 +8,15 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use potluck_protocol::id::PeerId;
+use potluck_protocol::id::{LaneId, PeerId};
 use sled::{Batch, IVec};
 
 use super::account::Account;
+use super::apply::{Before, change_part, list_lane};
 use super::error::ReadError;
 use super::index::{Filled, Index, REFLECTED, Reflected, Table};
 use super::journal::Place;
-use super::lane::LaneState;
+use super::lane::{LaneState, other_side};
 use super::page::page_key;
 use super::slot::{LANE_KEY_BYTES, LaneKey, Slot, SlotKey, lane_key};
 
@@ -43,6 +44,11 @@ impl Writes {
     /// Removes a key from such a table.
     pub(super) fn remove(&mut self, table: Table, key: &[u8]) {
         self.others.push((in_table(table, key), None));
+    }
+
+    /// Puts a key without a value into such a table, or removes it.
+    pub(super) fn list(&mut self, table: Table, key: &[u8], is_in: bool) {
+        self.others.push((in_table(table, key), is_in.then(IVec::default)));
     }
 
     /// Fills a slot.
@@ -95,6 +101,51 @@ impl Fresh {
         self.accounts.extend(accounts);
         self.place = place.or(self.place);
         self.others.extend(others);
+    }
+
+    /// Fills a slot.
+    pub(super) fn fill(&mut self, slot: SlotKey, filled: Filled) {
+        self.slots.insert(slot, Some(filled));
+    }
+
+    /// Holds a lane as sled has it, which is about to be changed.
+    pub(super) fn remember(&mut self, key: LaneKey, lane: LaneState) {
+        self.recent.insert(key, lane);
+    }
+
+    /// Puts the account with a peer.
+    pub(super) fn put_account(&mut self, peer: PeerId, account: Account) {
+        self.accounts.insert(peer, account);
+    }
+
+    /// Changes a lane of `me`, new unless it is known here, with the account and the lists that follow it;
+    /// gives the lane. The account must be known here.
+    pub(super) fn change_lane(
+        &mut self,
+        me: PeerId,
+        lane: LaneId,
+        change: impl FnOnce(&mut LaneState),
+    ) -> &LaneState {
+        let Self { lanes, accounts, others, recent, .. } = self;
+        let key = lane_key(&lane);
+        let account = accounts.entry(other_side(&lane, me)).or_default();
+        let (before, after) = match lanes.entry(key) {
+            Entry::Occupied(entry) => {
+                let after = entry.into_mut();
+                (Some(Before::of(after)), after)
+            }
+            Entry::Vacant(entry) => match recent.remove(&key) {
+                Some(held) => (Some(Before::of(&held)), entry.insert(held)),
+                None => (None, entry.insert(LaneState::new(lane))),
+            },
+        };
+        change_part(me, (account, after), change);
+        let stays = before.is_some_and(|before| before.is_as_old_as(after));
+        let floor = (!stays).then_some(account.floor);
+        list_lane(&key, (before, after), floor, |table, key, is_in| {
+            others.insert(in_table(table, key), is_in.then(IVec::default));
+        });
+        after
     }
 
     /// Keys that sled does not have as they are, the place apart.

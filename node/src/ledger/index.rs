@@ -20,7 +20,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -228,6 +228,11 @@ impl Index {
         self.fresh.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For whoever changes what is in memory, alone.
+    pub(super) fn fresh_mut(&self) -> RwLockWriteGuard<'_, Fresh> {
+        self.fresh.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where it lies.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -300,8 +305,13 @@ impl Index {
         let fresh = self.fresh().known_account(&peer);
         match fresh {
             Some(account) => Ok(Some(account)),
-            None => self.in_sled(Table::Accounts, peer.as_bytes()),
+            None => self.account_in_sled(peer),
         }
+    }
+
+    /// The account with a peer as sled has it.
+    pub(super) fn account_in_sled(&self, peer: PeerId) -> Result<Option<Account>, ReadError> {
+        self.in_sled(Table::Accounts, peer.as_bytes())
     }
 
     /// What fills the slots about a subject, by kind and number.
@@ -330,8 +340,13 @@ impl Index {
         let fresh = self.fresh().known_lane(key).cloned();
         match fresh {
             Some(lane) => Ok(Some(lane)),
-            None => self.in_sled(Table::Lanes, key),
+            None => self.lane_in_sled(key),
         }
+    }
+
+    /// A lane as sled has it.
+    pub(super) fn lane_in_sled(&self, key: &LaneKey) -> Result<Option<LaneState>, ReadError> {
+        self.in_sled(Table::Lanes, key)
     }
 
     /// Drops slots whose records are dropped, and moves those whose records lie elsewhere now.
@@ -364,8 +379,7 @@ impl Index {
     /// Gives sled what it does not have yet, all or nothing.
     fn settle(&self) -> Result<(), ReadError> {
         // Held until sled has it, so that nobody looks while it is in neither.
-        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
-        self.settle_held(&mut fresh)
+        self.settle_held(&mut self.fresh_mut())
     }
 
     fn settle_held(&self, fresh: &mut Fresh) -> Result<(), ReadError> {
@@ -470,9 +484,13 @@ impl Index {
 
     /// Writes all of it or nothing, for whoever asks from now on; [`Index::flush`] makes it durable.
     pub(super) fn write(&self, writes: Writes) -> Result<(), ReadError> {
-        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
+        self.write_with(&mut self.fresh_mut(), writes)
+    }
+
+    /// As [`Index::write`], after changes in place.
+    pub(super) fn write_with(&self, fresh: &mut Fresh, writes: Writes) -> Result<(), ReadError> {
         fresh.take(writes);
-        if fresh.len() >= FRESH_ENTRIES { self.settle_held(&mut fresh) } else { Ok(()) }
+        if fresh.len() >= FRESH_ENTRIES { self.settle_held(fresh) } else { Ok(()) }
     }
 
     /// Can so many records of lanes be taken in without sled?

@@ -443,14 +443,21 @@ impl Journal {
     /// Appends a group of at least one record and at most [`MAX_GROUP_BYTES`], and syncs it; gives the
     /// place after it, and at which byte of that segment each record begins. After an error the journal's
     /// end is unknown: the caller must not append again (a sync reports a lost page only once).
-    pub(super) fn append(&mut self, group: &[(u8, &[u8])], now: UnixMillis) -> io::Result<(Place, Vec<u64>)> {
-        let size = group.iter().map(|(_, payload)| record_bytes(payload.len())).sum();
+    pub(super) fn append<'a>(
+        &mut self,
+        group: impl IntoIterator<Item = (u8, &'a [u8]), IntoIter: Clone>,
+        now: UnixMillis,
+    ) -> io::Result<(Place, Vec<u64>)> {
+        let group = group.into_iter();
+        let (count, size) = group
+            .clone()
+            .fold((0, 0), |(count, size), (_, payload)| (count + 1, size + record_bytes(payload.len())));
         let mut bytes = Vec::with_capacity(size);
         let mut position = self.position;
-        let mut starts = Vec::with_capacity(group.len());
-        for (nth, (kind, payload)) in group.iter().enumerate() {
+        let mut starts = Vec::with_capacity(count);
+        for (nth, (kind, payload)) in group.enumerate() {
             let mark = if nth == 0 { FIRST_OF_GROUP } else { 0 };
-            starts.push(bytes.len());
+            starts.push(length(bytes.len()));
             position = Position {
                 records: position.records + 1,
                 head: write_record(&mut bytes, kind | mark, &position.head, payload)?,
@@ -463,7 +470,7 @@ impl Journal {
         fault::point(fault::GROUP_WRITTEN);
         self.file.sync_data()?;
         fault::point(fault::GROUP_SYNCED);
-        let starts: Vec<_> = starts.into_iter().map(|start| length(self.at + start)).collect();
+        starts.iter_mut().for_each(|start| *start += length(self.at));
         let start = starts.last().copied().unwrap_or_else(|| length(self.at));
         self.at += bytes.len();
         self.position = position;

@@ -87,6 +87,11 @@ pub(super) struct LaneState {
     pub(super) put_away: bool,
 }
 
+/// The side of a lane that is not `me`.
+pub(super) fn other_side(lane: &LaneId, me: PeerId) -> PeerId {
+    if lane.renter == me { lane.provider } else { lane.renter }
+}
+
 fn newer<T>(slot: &mut Option<Latest<T>>, k: u32, digest: Digest, of: T) {
     let count = slot.as_ref().map_or(0, |latest| latest.count).saturating_add(1);
     match slot {
@@ -259,10 +264,7 @@ impl LaneState {
 
     /// The other side.
     pub(super) fn peer(&self, me: PeerId) -> PeerId {
-        match self.role(me) {
-            LaneRole::Renter => self.lane.provider,
-            LaneRole::Provider => self.lane.renter,
-        }
+        other_side(&self.lane, me)
     }
 
     /// When it was opened; the beginning of time without a contract.

@@ -19,6 +19,7 @@ use super::index::{Base, Index};
 use super::journal::{End, Entry, Found, Place};
 use super::lane::RetiredLane;
 use super::read::{FileId, Spot};
+use super::record::Checked;
 
 /// Records that enter the index together when it is brought up to date.
 const GROUP: usize = 1_024;
@@ -99,7 +100,7 @@ fn file_size(found: &Found, name: &str) -> Result<u64, LedgerError> {
 struct Loader<'a> {
     index: &'a Index,
     me: PeerId,
-    group: Vec<Numbered>,
+    group: Vec<Numbered<Checked>>,
     place: Option<Place>,
     /// Bytes of files read before the present one.
     before: u64,
@@ -115,7 +116,7 @@ impl<'a> Loader<'a> {
 
     fn apply(&mut self) -> Result<(), LedgerError> {
         if !self.group.is_empty() {
-            let applied = self.index.apply(&self.group, self.place);
+            let applied = self.index.apply(self.group.iter().map(Numbered::as_ref), self.place);
             applied.map_err(unwritable)?;
             self.group.clear();
         }
@@ -123,7 +124,7 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn push(&mut self, record: Numbered) -> Result<(), LedgerError> {
+    fn push(&mut self, record: Numbered<Checked>) -> Result<(), LedgerError> {
         self.group.push(record);
         if self.group.len() >= GROUP { self.apply() } else { Ok(()) }
     }

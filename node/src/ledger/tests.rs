@@ -309,7 +309,11 @@ async fn a_forged_object_in_a_whole_chain_is_found_by_a_check() {
     let payload = potluck_protocol::wire::encode(&forged).unwrap();
     let found = Found::survey(Arc::new(Folder::new(home.path())), me).unwrap();
     let end = found.scan(None, u64::MAX, &mut |_| Ok(())).unwrap();
-    found.into_journal(end, UnixMillis::ZERO).unwrap().append(&[(2, &payload)], UnixMillis::ZERO).unwrap();
+    found
+        .into_journal(end, UnixMillis::ZERO)
+        .unwrap()
+        .append([(2, payload.as_slice())], UnixMillis::ZERO)
+        .unwrap();
     let (ledger, report) = open(home.path());
     assert_eq!(report.records, 1);
     assert!(matches!(ledger.check(), Err(LedgerError::Forged { number: 1, .. })));

@@ -122,9 +122,6 @@ pub(super) struct Writer {
     rolled: SyncSender<()>,
 }
 
-/// Records that the journal holds and the index does not, and the place after them.
-type Synced = (Vec<Numbered>, Place);
-
 impl Writer {
     /// A writer over a journal and an index that reflects all of it, behind the `gate` that whoever asks
     /// the index has to pass; lanes that ended by record `horizon` are retired.
@@ -193,9 +190,11 @@ impl Writer {
 
     /// Commits one batch, on the caller's thread; gives what became of it.
     pub(super) fn serve(&mut self, records: Vec<Checked>, whole: bool) -> Result<Vec<Outcome>, AppendError> {
-        let (answer, mut outcome) = oneshot::channel();
-        self.commit(vec![Batch { records, whole, answer }]);
-        outcome.try_recv().map_err(|_| AppendError::Stopped)?
+        let mut group = Group::of_size(records.len());
+        let outcomes = self.admit(records, whole, &mut group)?;
+        let mut told = Ok(());
+        self.keep(&group.fresh, |kept| told = kept);
+        told.map(|()| outcomes)
     }
 
     fn retire(&mut self, horizon: u64) -> Result<(), AppendError> {
@@ -210,7 +209,7 @@ impl Writer {
     }
 
     fn commit(&mut self, group: Vec<Batch>) {
-        let mut group_of = Group::default();
+        let mut group_of = Group::of_size(group.iter().map(|batch| batch.records.len()).sum());
         let mut waiting = Vec::with_capacity(group.len());
         for Batch { records, whole, answer } in group {
             let outcomes = match &self.failed {
@@ -222,29 +221,34 @@ impl Writer {
                 Err(error) => tell(answer, Err(error)),
             }
         }
-        fault::point(fault::GROUP_TAKEN);
         // A batch that is kept already may wait on one of this very group: all are told together.
-        let fresh = group_of.fresh;
+        self.keep(&group_of.fresh, |kept| {
+            for (answer, outcomes) in waiting {
+                tell(answer, kept.clone().map(|()| outcomes));
+            }
+        });
+        self.flush_if_due();
+    }
+
+    /// Writes a group, tells those who wait for it, and takes it into the index.
+    fn keep(&mut self, fresh: &[Checked], tell: impl FnOnce(Result<(), AppendError>)) {
+        fault::point(fault::GROUP_TAKEN);
         let written = if fresh.is_empty() { Ok(None) } else { self.write(fresh).map(Some) };
         if let Err(error) = &written {
             self.fail(error.clone());
         }
-        let told = written.as_ref().map(drop).map_err(Clone::clone);
         // They go on at once; only who asks the index waits until it knows what they know.
         let gate = self.gate.clone();
         let shut = gate.write().unwrap_or_else(PoisonError::into_inner);
-        for (answer, outcomes) in waiting {
-            tell(answer, told.clone().map(|()| outcomes));
-        }
+        tell(written.as_ref().map(drop).map_err(Clone::clone));
         fault::point(fault::GROUP_ANSWERED);
-        if let Ok(Some((records, place))) = written {
-            if let Err(error) = self.index.apply(&records, Some(place)) {
+        if let Ok(Some(written)) = written {
+            if let Err(error) = self.index.apply(written.numbered(fresh), Some(written.place)) {
                 self.fail(error.into());
             }
             fault::point(fault::GROUP_INDEXED);
         }
         drop(shut);
-        self.flush_if_due();
     }
 
     /// Nothing is kept from now on.
@@ -333,51 +337,86 @@ impl Writer {
         Ok(held == Some(body.state))
     }
 
-    fn write(&mut self, fresh: Vec<Checked>) -> Result<Synced, AppendError> {
-        let group: Vec<_> =
-            fresh.iter().map(|it| (it.record.kind().number(), it.payload.as_slice())).collect();
+    fn write(&mut self, fresh: &[Checked]) -> Result<Written, AppendError> {
+        let group = fresh.iter().map(|it| (it.record.kind().number(), it.payload.as_slice()));
         let (segment, first) = (self.journal.segment(), self.journal.position().records + 1);
         let started = Instant::now();
         let (place, starts) = self
             .journal
-            .append(&group, wall_now())
+            .append(group, wall_now())
             .map_err(|source| AppendError::Disk { path: self.journal.path(), source: source.into() })?;
         self.pace.note(started.elapsed());
         if segment != self.journal.segment() {
             // Whoever compacts may be busy, and looks again when it is done.
             let _ = self.rolled.try_send(());
         }
-        let file = FileId::Segment(place.segment);
-        let numbered = (first..).zip(starts).zip(fresh).map(|((number, offset), checked)| {
-            let spot = Spot { file, offset };
-            Numbered { number, spot, checked }
-        });
-        Ok((numbered.collect(), place))
+        Ok(Written { place, first, starts })
     }
 }
 
+/// Where a group is in the journal.
+struct Written {
+    /// The place after it.
+    place: Place,
+    /// The number of its first record.
+    first: u64,
+    /// Where in the segment each begins.
+    starts: Vec<u64>,
+}
+
+impl Written {
+    /// The records of this group, as the index takes them in.
+    fn numbered<'a>(
+        &'a self,
+        fresh: &'a [Checked],
+    ) -> impl Iterator<Item = Numbered<&'a Checked>> + Clone + use<'a> {
+        let file = FileId::Segment(self.place.segment);
+        (self.first..).zip(&self.starts).zip(fresh).map(move |((number, offset), checked)| {
+            let spot = Spot { file, offset: *offset };
+            Numbered { number, spot, checked }
+        })
+    }
+}
+
+/// In so few records a slot is found sooner by looking at each.
+const FEW: usize = 8;
+
 /// The records that are to be written together.
-#[derive(Default)]
 struct Group {
     fresh: Vec<Checked>,
-    /// Where in it each slot's is.
+    /// Where in it each slot's is, once there are more than [`FEW`].
     slots: HashMap<SlotKey, usize>,
 }
 
 impl Group {
+    /// An empty one, with room for so many records.
+    fn of_size(records: usize) -> Self {
+        Self { fresh: Vec::with_capacity(records), slots: HashMap::new() }
+    }
+
     fn find(&self, key: &SlotKey) -> Option<&Checked> {
-        self.slots.get(key).and_then(|at| self.fresh.get(*at))
+        if self.fresh.len() > FEW {
+            self.slots.get(key).and_then(|at| self.fresh.get(*at))
+        } else {
+            self.fresh.iter().find(|it| it.key == *key)
+        }
     }
 
     fn take(&mut self, record: Checked) {
-        self.slots.insert(record.key, self.fresh.len());
         self.fresh.push(record);
+        if self.fresh.len() > FEW {
+            let known = self.slots.len();
+            self.slots.extend((known..).zip(&self.fresh[known..]).map(|(at, it)| (it.key, at)));
+        }
     }
 
     /// Gives up all but the first `len`.
     fn forget(&mut self, len: usize) {
         for record in self.fresh.drain(len..) {
             self.slots.remove(&record.key);
+        }
+        if self.fresh.len() <= FEW {
+            self.slots.clear();
         }
     }
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::super::account::Account;
+use super::super::apply::Numbered;
 use super::super::error::ReadError;
 use super::super::frame::Position;
 use super::super::fresh::Writes;
@@ -16,9 +17,9 @@ use super::super::index::{Filled, Index, Table};
 use super::super::journal::Place;
 use super::super::lane::LaneState;
 use super::super::read::{FileId, Spot};
-use super::super::record::Kind;
+use super::super::record::{Checked, Kind};
 use super::super::slot::{Slot, SlotKey, Subject, lane_key};
-use super::key;
+use super::{buying, key, selling};
 
 fn index() -> (Index, TempDir) {
     let home = tempfile::tempdir().unwrap();
@@ -172,6 +173,59 @@ proptest! {
                 Act::Flush => index.flush(),
             }
         }
+    }
+}
+
+/// Objects of four lanes with two peers, and their quotes.
+fn objects() -> Vec<Checked> {
+    let samples = [selling(1), selling(2), buying(1), buying(2)];
+    let vouchers =
+        samples.into_iter().flat_map(|lane| (2..4).map(move |k| lane.voucher(k, u64::from(k) * 10)));
+    let records = samples.iter().flat_map(|lane| lane.whole());
+    records.chain(vouchers).map(|record| Checked::new(record, key(1).peer()).unwrap()).collect()
+}
+
+/// All keys and values, as sled has them.
+fn everything(index: &Index) -> Vec<(Vec<u8>, Vec<u8>)> {
+    index
+        .tree()
+        .iter()
+        .map(|entry| entry.unwrap())
+        .map(|(key, value)| (key.to_vec(), value.to_vec()))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// In whatever order and groups objects come, and whatever sled has of them already.
+    #[test]
+    fn in_place_or_apart_a_group_leaves_the_same(
+        order in Just((0..objects().len()).collect::<Vec<_>>()).prop_shuffle(),
+        groups in prop::collection::vec((1..6_usize, any::<bool>()), 24),
+    ) {
+        let (objects, [(one, _home), (other, _other_home)]) = (objects(), [index(), index()]);
+        let mut rest = order.as_slice();
+        let mut first = 1;
+        for (size, flush) in groups {
+            let (group, after) = rest.split_at(size.min(rest.len()));
+            rest = after;
+            let group = (first..).zip(group).map(|(number, at)| {
+                let spot = Spot { file: FileId::Segment(1), offset: number * 100 };
+                Numbered { number, spot, checked: &objects[*at] }
+            });
+            let position = Position { records: first, head: [1; 32] };
+            let place = Some(Place { position, segment: 1, start: first, end: first + 1 });
+            one.apply(group.clone(), place).unwrap();
+            other.apply_apart(group, place).unwrap();
+            first += u64::try_from(size).unwrap();
+            if flush {
+                one.flush();
+            } else {
+                other.flush();
+            }
+        }
+        prop_assert_eq!(everything(&one), everything(&other));
     }
 }
 

@@ -34,7 +34,7 @@ fn read(dir: &Path) -> Result<(Vec<Vec<u8>>, usize), LedgerError> {
 fn three(dir: &Path) -> (Vec<Vec<u8>>, usize) {
     let mut journal = begin(dir);
     let payloads: Vec<Vec<u8>> = (1..=3).map(|n| vec![n; 40]).collect();
-    let ends = payloads.iter().map(|payload| journal.append(&[(1, payload)], NOW).unwrap().0.end);
+    let ends = payloads.iter().map(|payload| journal.append([(1, payload.as_slice())], NOW).unwrap().0.end);
     let end = usize::try_from(ends.last().unwrap()).unwrap();
     (payloads, end)
 }
@@ -67,7 +67,7 @@ fn appends_go_on_after_a_cut() {
     let mut bytes = fs::read(&file).unwrap();
     bytes[end - 1] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    begin(home.path()).append(&[(1, b"after")], NOW).unwrap();
+    begin(home.path()).append([(1, &b"after"[..])], NOW).unwrap();
     let expected = vec![payloads[0].clone(), payloads[1].clone(), b"after".to_vec()];
     assert_eq!(read(home.path()).unwrap(), (expected, 0));
 }
@@ -96,7 +96,7 @@ fn segments_follow_each_other_and_none_may_be_missing() {
     let mut journal = begin(home.path());
     let payload = vec![5; 60_000];
     for _ in 0..60 {
-        journal.append(&[(1, &payload)], NOW).unwrap();
+        journal.append([(1, payload.as_slice())], NOW).unwrap();
     }
     assert_eq!(journal.segment(), 3);
     assert_eq!(read(home.path()).unwrap().0.len(), 60);
@@ -122,9 +122,9 @@ fn another_peers_journal_is_refused_and_another_version_named() {
 fn a_place_is_confirmed_only_where_it_lies() {
     let home = tempfile::tempdir().unwrap();
     let mut journal = begin(home.path());
-    let (first, starts) = journal.append(&[(1, b"one")], NOW).unwrap();
+    let (first, starts) = journal.append([(1, &b"one"[..])], NOW).unwrap();
     assert_eq!(starts, [length(HEADER_BYTES)]);
-    let (second, _) = journal.append(&[(1, b"two")], NOW).unwrap();
+    let (second, _) = journal.append([(1, &b"two"[..])], NOW).unwrap();
     let found = survey(home.path()).unwrap();
     assert!(found.confirms(&first).unwrap() && found.confirms(&second).unwrap());
     let mut seen = 0;

@@ -96,7 +96,7 @@ proptest! {
                         tag.to_le_bytes().iter().copied().cycle().take(*size).collect()
                     }).collect();
                     let group: Vec<_> = payloads.iter().map(|payload| (1, payload.as_slice())).collect();
-                    let outcome = journal.append(&group, NOW);
+                    let outcome = journal.append(group, NOW);
                     written.extend(payloads);
                     if outcome.is_err() {
                         break;
@@ -117,12 +117,12 @@ fn a_group_whose_sync_failed_is_made_durable_by_the_next_open() {
         let disk = SimDisk::default();
         let (mut journal, _) = open_journal(&disk).unwrap();
         disk.fail(0, Failure::Sync);
-        journal.append(&[(1, b"in memory only"), (1, b"this too")], NOW).unwrap_err();
+        journal.append([(1, &b"in memory only"[..]), (1, &b"this too"[..])], NOW).unwrap_err();
         // The process ends, the system does not: the next start reads the group from memory.
         let disk = disk.after_kill();
         let (mut journal, found) = open_journal(&disk).unwrap();
         assert_eq!(found, [b"in memory only".to_vec(), b"this too".to_vec()]);
-        journal.append(&[(1, b"later")], NOW).unwrap();
+        journal.append([(1, &b"later"[..])], NOW).unwrap();
         let (_, found) = open_journal(&disk.after_power_loss(seed)).unwrap();
         assert_eq!(found.len(), 3);
     }
