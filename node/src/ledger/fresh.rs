@@ -2,8 +2,9 @@
 //!
 //! Owns: [`Writes`], which go in together or not at all, and [`Fresh`], where they wait for sled. What
 //! changes with every record (slots, lanes, accounts, the place) is held as it is, and becomes bytes when sled
-//! gets it: a lane that was paid ten times is written once. Never: decides when sled gets anything, or asks
-//! it for more than the pages that slots go into. Called by the index.
+//! gets it: a lane that was paid ten times is written once. A lane is changed here, where it lies, by what
+//! apply.rs says follows from it. Never: decides when sled gets anything, or asks it for more than the pages
+//! that slots go into. Called by the index.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
